@@ -1,0 +1,12 @@
+"""Attacks: each is a callable over a surrogate, a judge, per-example conditions and draws; none holds a model."""
+
+from advcli.attacks.attack import Attack, Found
+from advcli.attacks.cw import cw
+from advcli.attacks.fgsm import fgsm
+from advcli.attacks.judge import Judge, measure_bound
+from advcli.attacks.mim import mim
+from advcli.attacks.pgd import Pgd, ascend
+from advcli.attacks.surrogate import Condition, Cost, Surrogate
+from advcli.attacks.threat import Threat
+
+__all__ = ["Attack", "Condition", "Cost", "Found", "Judge", "Pgd", "Surrogate", "Threat", "ascend", "cw", "fgsm", "measure_bound", "mim"]

@@ -1,0 +1,47 @@
+"""What an attack follows the gradient of, with exact counts of what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advcli.models import ModelOutput
+
+Condition = Mapping[str, Tensor]
+"""Per-example tensors (N, ...) that a surrogate or a loss reads: `target` (N,) a class, `reference` (N, H, K) clean logits of each head."""
+
+Loss = Callable[[ModelOutput, Tensor, Condition], Tensor]
+"""(output, y (N,), condition) -> (N,): what an attack raises."""
+
+
+@dataclass
+class Cost:
+    """Images passed forward and backward."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+class Surrogate:
+    """Images (N, C, H, W) and a condition to a ModelOutput; counts the images it sees in `cost`."""
+
+    def __init__(self, trace: Callable[[Tensor], ModelOutput], cost: Cost | None = None) -> None:
+        self._trace = trace
+        self.cost = cost if cost is not None else Cost()
+
+    def __call__(self, x: Tensor, condition: Condition) -> ModelOutput:
+        self.cost.forwards += len(x)
+        return self._trace(x)
+
+    def gradient(self, loss: Loss, x: Tensor, y: Tensor, condition: Condition) -> tuple[Tensor, ModelOutput]:
+        """d loss / d x (N, C, H, W), each example's own, and the output at x. No parameter gets a gradient."""
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            output = self(x, condition)
+            total = loss(output, y, condition).sum()
+        self.cost.backwards += len(x)
+        (gradient,) = torch.autograd.grad(total, x)
+        return gradient, ModelOutput(output.logits.detach(), tuple(aux.detach() for aux in output.aux_logits), output.features.detach())

@@ -1,0 +1,58 @@
+"""The Typer app. torch is imported by the commands that compute, when they run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import advcli
+from advcli.cli import adv_train, attack, pretrain, recipe
+from advcli.errors import AdvcliError, InterruptedRunError
+
+
+class _Group(TyperGroup):
+    """Turns advcli's errors into one panel and their exit code; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            error: AdvcliError = InterruptedRunError("interrupted")
+        except AdvcliError as raised:
+            error = raised
+        from advcli.report.terminal import show_error
+
+        show_error(error)
+        raise typer.Exit(error.exit_code)
+
+
+app = typer.Typer(
+    name="advcli",
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Adversarial training of image classifiers, and the truth about how robust they are.",
+    epilog="Start with: advcli adv-train recipes/quickstart.yaml",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"advcli {advcli.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+) -> None:
+    pass
+
+
+app.command("pretrain")(pretrain.pretrain)
+app.command("adv-train")(adv_train.adv_train)
+app.command("attack")(attack.attack)
+app.add_typer(recipe.app, name="recipe")

@@ -1,0 +1,52 @@
+"""advcli attack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from advcli.cli.options import Device, Json, Out, Quiet
+from advcli.cli.output import print_json
+
+
+def attack(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A model.safetensors or its folder; left out: the newest under runs/.", show_default=False)
+    ] = None,
+    suite: Annotated[str, typer.Option(help="quick, paper or aa.")] = "quick",
+    n: Annotated[
+        int | None, typer.Option(min=1, help="Attack this many images, a seeded, stratified part; left out: all.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    split: Annotated[Literal["test", "train"], typer.Option()] = "test",
+    data: Annotated[str | None, typer.Option(help="Another data set than the checkpoint's.", show_default=False)] = None,
+    data_root: Annotated[str | None, typer.Option(help="Where it lies.", show_default=False)] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2; left out: as trained.", show_default=False)] = None,
+    eps: Annotated[str | None, typer.Option(help="Radius, such as 8/255; left out: as trained.", show_default=False)] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once; part of the evaluation's identity.")] = 128,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 4 unless the verdict is trustworthy.")] = False,
+    out: Out = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    device: Device = "auto",
+) -> None:
+    """Attack a checkpoint with a suite and report the worst case per image.
+
+    Example: advcli attack runs/quickstart/model.safetensors --suite aa
+    """
+    from advcli.evaluation import session
+    from advcli.report import terminal
+    from advcli.report.progress import AttackProgress
+
+    path = session.find_checkpoint(checkpoint)
+    if checkpoint is None and not quiet:
+        terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}")
+    options = session.Options(path, suite, n, seed, split, data, data_root, norm, eps, batch_size, out, resume, device)
+    with AttackProgress(quiet=quiet) as progress:
+        folder, report = session.run(options, progress)
+    print_json(report) if json else terminal.show_attack(report, str(folder))
+    if strict:
+        session.check_trustworthy(report)

@@ -1,0 +1,43 @@
+"""What pretrain and adv-train share: they differ only in which objectives they take."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from advcli.cli.output import print_json
+
+
+def train_command(
+    command: str, name: str, overrides: list[str], *, out: Path | None, resume: bool, dry_run: bool, json: bool, quiet: bool, device: str
+) -> None:
+    from advcli.recipe import dump, load
+
+    recipe = load(name, overrides)
+    from advcli.report import terminal
+    from advcli.report.progress import TrainingProgress, duration
+    from advcli.training import session
+
+    session.check_command(recipe, command)
+    if dry_run:
+        plan = session.dry_run(recipe, device=device)
+        facts = {**dataclasses.asdict(plan), "recipe": plan.recipe.model_dump(mode="json")}
+        total = duration(plan.seconds * plan.steps)
+        rows = [
+            ("parameters", f"{plan.parameters:,}"),
+            ("images", f"{plan.train_images:,} to train on, {plan.validation_images:,} held out"),
+            ("steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch)"),
+            (
+                "cost",
+                f"{plan.forwards:g} forwards and {plan.backwards:g} backwards an image and step, {plan.forward_gflops:.4g} GFLOP a forward",
+            ),
+            ("one step", f"{plan.seconds:.2f} s on {plan.device}, the first, so an upper estimate"),
+        ]
+        print_json(facts) if json else terminal.show_dry_run(
+            dump(plan.recipe), rows, f"about {total} of steps, measurements not counted; nothing was written"
+        )
+        return
+    with TrainingProgress(quiet=quiet) as progress:
+        outcome = session.run(recipe, progress, out=out, resume=resume, device=device)
+    facts = {**dataclasses.asdict(outcome), "folder": str(outcome.folder), "checkpoint": str(outcome.checkpoint)}
+    print_json(facts) if json else terminal.show_training(facts)

@@ -1,0 +1,51 @@
+"""Signs, read from a ledger, that an evaluation is too kind: each needs an effect over 2 points and exact paired evidence."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advcli.measures import mcnemar
+
+EFFECT = 0.02
+P_VALUE = 0.001
+
+Flag = dict[str, Any]
+Verdict = Literal["trustworthy", "upper bound", "masked"]
+Broken = dict[str, NDArray[np.bool_]]
+
+_WHITE_BOX = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t")
+
+
+def flags(broken: Broken) -> list[Flag]:
+    """broken: for each reading (n,) bool, whether that attack alone broke the example. Only what is raised is returned."""
+    raised = []
+    for single, iterative in (("fgsm", "pgd-20"), ("fgsm", "pgd-100@eps/4"), ("fgsm-rs", "pgd-40@0.007")):
+        if single in broken and iterative in broken:
+            message = f"one step ({single}) breaks more images than many ({iterative}): the gradient misleads iterative attacks"
+            raised += _compare("single-step-beats-iterative", broken[single], broken[iterative], message)
+    white = [broken[name] for name in _WHITE_BOX if name in broken]
+    if white and "square" in broken:
+        message = "a black-box attack (square) breaks images that no gradient attack broke: gradients are masked"
+        raised += _compare(
+            "black-box-beats-white-box", np.logical_or.reduce([broken["square"], *white]), np.logical_or.reduce(white), message
+        )
+    return raised
+
+
+def _compare(name: str, weak: NDArray[np.bool_], strong: NDArray[np.bool_], message: str) -> list[Flag]:
+    """A flag where the attack that should be weaker broke more, by enough and surely enough."""
+    only_weak, only_strong = int((weak & ~strong).sum()), int((strong & ~weak).sum())
+    effect = (only_weak - only_strong) / max(1, len(weak))
+    if effect <= EFFECT or mcnemar(only_weak, only_strong) >= P_VALUE:
+        return []
+    return [{"name": name, "value": round(effect, 6), "threshold": EFFECT, "message": message}]
+
+
+def verdict(suite: str, raised: list[Flag]) -> Verdict:
+    """`masked` where a flag is raised; `upper bound` for suites of a few fixed attacks (Carlini et al. 2019); else `trustworthy`."""
+    if raised:
+        return "masked"
+    return "upper bound" if suite in ("quick", "paper") else "trustworthy"

@@ -1,0 +1,43 @@
+"""Statistics of accuracies: Wilson interval and exact McNemar. Python's own arithmetic only, no torch.
+
+Accuracies are fractions in [0, 1] throughout.
+"""
+
+from __future__ import annotations
+
+import math
+
+Z_95 = 1.959963984540054  # standard normal quantile at 0.975
+
+
+def wilson(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson score interval of a binomial proportion (Wilson 1927), 95 % by default. Returns (low, high) in [0, 1].
+
+    No data (n = 0) is the whole interval (0, 1). Raises ValueError unless 0 <= successes <= n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must be in [0, n]: got {successes} of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # At the ends the exact bound is 0 or 1; floating point leaves it 1e-17 away.
+    low = 0.0 if successes == 0 else (centre - spread) / scale
+    high = 1.0 if successes == n else (centre + spread) / scale
+    return low, high
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided exact McNemar p-value from the two discordant counts (McNemar 1947, binomial form).
+
+    only_a, only_b: examples on which just A, just B is right. No discordant pair gives 1.0.
+    """
+    if only_a < 0 or only_b < 0:
+        raise ValueError("discordant counts cannot be negative")
+    n, k = only_a + only_b, min(only_a, only_b)
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, i) for i in range(k + 1))
+    return float(min(1.0, 2 * tail / 2**n))

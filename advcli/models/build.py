@@ -1,0 +1,79 @@
+"""From an architecture's description, which a checkpoint's header holds, to a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from advcli.errors import UsageError
+from advcli.models.network import Network
+from advcli.models.preact_resnet import PreActResNet18
+from advcli.models.resnet import ResNet18
+from advcli.models.small_cnn import SmallCNN
+from advcli.models.vgg import VGG16
+from advcli.models.wide_resnet import WideResNet
+
+# name: (constructor (channels, classes, width) -> Network, factor by which it shrinks an image's sides)
+_BACKBONES: dict[str, tuple[Callable[[int, int, float], Network], int]] = {
+    "small-cnn": (SmallCNN, 4),
+    "resnet18": (ResNet18, 8),
+    "preact-resnet18": (PreActResNet18, 8),
+    "wrn-28-10": (partial(WideResNet, depth=28, factor=10), 4),
+    "wrn-34-10": (partial(WideResNet, depth=34, factor=10), 4),
+    "vgg16-bn": (VGG16, 32),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that it takes to build a network. size: the side in pixels of its images; mean, std: a value a channel, or None."""
+
+    arch: str
+    width: float
+    num_classes: int
+    channels: int
+    size: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Architecture:
+        """The inverse of to_json; ValueError where value describes no network."""
+        try:
+            mean, std = (tuple(map(float, value[key])) if value[key] is not None else None for key in ("mean", "std"))
+            num_classes, channels, size = (int(value[key]) for key in ("num_classes", "channels", "size"))
+            result = cls(str(value["arch"]), float(value["width"]), num_classes, channels, size, mean, std)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not the description of a network: {error}") from None
+        if min(num_classes, channels, size, result.width) <= 0 or max(num_classes, channels, size) > 1_000_000 or result.width > 100:
+            raise ValueError(f"sizes out of range: {result}")
+        return result
+
+
+def build(architecture: Architecture, seed: int = 0) -> Network:
+    """The network on the CPU with initial weights fixed by seed. Raises UsageError where the images do not fit it."""
+    a = architecture
+    if a.arch not in _BACKBONES:
+        raise UsageError(f"there is no network {a.arch!r}", next=f"known: {', '.join(_BACKBONES)}")
+    constructor, shrink = _BACKBONES[a.arch]
+    if a.size < shrink:
+        raise UsageError(
+            f"{a.arch} shrinks images {shrink}-fold, and these have {a.size} pixels",
+            where="model.arch",
+            next="model.arch=small-cnn takes images from 4 pixels on",
+        )
+    if a.mean is not None and len(a.mean) != a.channels:
+        raise UsageError(f"{len(a.mean)} values for images with {a.channels} channels", where="model.mean")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = constructor(a.channels, a.num_classes, a.width)
+    if a.mean is not None and a.std is not None:
+        network.set_normalization(a.mean, a.std)
+    return network

@@ -1,0 +1,50 @@
+"""Pre-activation ResNet-18 with the 3x3 stem for small images (He et al. 2016b)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advcli.models.network import Network, scaled, stage_names
+
+
+class PreActBlock(nn.Module):
+    """Norm and ReLU before each convolution; a 1x1 shortcut, which reads the activated input, where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False)) if stride != 1 or inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.bn1(x))
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        shortcut: Tensor = x if self.shortcut is None else self.shortcut(activated)
+        return shortcut + out
+
+
+class PreActNetwork(Network):
+    """Stem convolution, stages of PreActBlock, then the final norm and ReLU, through which the features are read."""
+
+    def __init__(self, channels: int, num_classes: int, stem: int, widths: list[int], blocks: int, strides: tuple[int, ...]) -> None:
+        super().__init__(channels, num_classes, widths[-1])
+        self.conv1 = nn.Conv2d(channels, stem, 3, 1, 1, bias=False)
+        for s, (inputs, outputs, stride) in enumerate(zip([stem, *widths], widths, strides, strict=False)):
+            stage = [PreActBlock(inputs if b == 0 else outputs, outputs, stride if b == 0 else 1) for b in range(blocks)]
+            self.add_module(f"layer{s + 1}", nn.Sequential(*stage))
+        self.bn = nn.BatchNorm2d(widths[-1])
+        self.block_names = ("conv1", *stage_names([blocks] * len(widths)))
+
+    def finish(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(x))
+
+
+class PreActResNet18(PreActNetwork):
+    """64-128-256-512 channels, two blocks a stage (features (N, 512, H/8, W/8) at width 1)."""
+
+    def __init__(self, channels: int, num_classes: int, width: float = 1.0) -> None:
+        widths = [scaled(c, width) for c in (64, 128, 256, 512)]
+        super().__init__(channels, num_classes, widths[0], widths, 2, (1, 2, 2, 2))

@@ -1,0 +1,307 @@
+"""What a recipe may say: every part's arguments, typed, frozen and closed, and the combinations that make no sense.
+
+One class a part. A part that comes in kinds is a union told apart by `name`. A check that spans parts is one function of
+`_CHECKS`: it returns (path of the culprit, message) pairs, so that all of them are reported at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from advcli.recipe.number import Number
+
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+CountOrZero = Annotated[int, Field(ge=0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+Path = tuple[str | int, ...]
+ARCHITECTURES = ("small-cnn", "resnet18", "preact-resnet18", "wrn-28-10", "wrn-34-10", "vgg16-bn")
+DATA_SETS = ("digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder")
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Part):
+    """The data set and the parts of it that are used; limit and validation are stratified and fixed by the recipe's seed."""
+
+    name: Literal["digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder"]
+    root: str | None = Field(None, description="where it lies; ~/.cache/advcli/data where left out; needed for folder")
+    size: Count | None = Field(None, description="folder only: side in pixels that images are resized to; left out: as they are")
+    limit: Count | None = Field(None, description="use this many training images, stratified")
+    validation: CountOrZero = Field(1000, description="training images held out for model selection, stratified, taken after limit")
+    augment: tuple[Literal["crop", "flip"], ...] = ()
+    download: Flag = True
+
+
+class Threat(Part):
+    """What the adversary may do: a ball of radius eps around the image, inside [0, 1]."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: Positive = Number(8 / 255, "8/255")
+
+
+class Model(Part):
+    arch: Literal["small-cnn", "resnet18", "preact-resnet18", "wrn-28-10", "wrn-34-10", "vgg16-bn"]
+    width: Positive = Field(Number(1.0, "1.0"), description="multiplies the channels of every stage")
+    init: str | None = Field(None, description="checkpoint whose weights training starts from")
+    mean: tuple[Number, ...] | None = Field(None, description="normalisation inside the model, a value a channel; left out: none")
+    std: tuple[Positive, ...] | None = None
+
+
+class Awp(Part):
+    """Adversarial weight perturbation (Wu, Xia, Wang 2020)."""
+
+    name: Literal["awp"]
+    gamma: NonNegative = Field(Number(0.005, "0.005"), description="size of the perturbation relative to each weight's norm")
+    warmup: CountOrZero = Field(0, description="epochs before it starts")
+
+
+class Standard(Part):
+    name: Literal["standard"]
+    aux_weight: NonNegative = Number(1.0, "1.0")
+    wrapper: Awp | None = None
+
+
+class PgdAt(Part):
+    """Cross-entropy on adversarial examples (Madry et al. 2018)."""
+
+    name: Literal["pgd-at"]
+    aux_weight: NonNegative = Field(Number(1.0, "1.0"), description="weight of the mean loss of auxiliary heads, where a network has some")
+    clean_pass: Flag = Field(False, description="a clean forward that only moves batch-norm statistics, as in Rice et al. 2020's code")
+    wrapper: Awp | None = None
+
+
+class Trades(Part):
+    """Clean cross-entropy + beta KL(clean || adversarial) (Zhang et al. 2019)."""
+
+    name: Literal["trades"]
+    beta: NonNegative = Number(6.0, "6.0")
+    aux_weight: NonNegative = Number(1.0, "1.0")
+    batch_norm: Literal["separate", "joint"] = Field(
+        "separate", description="statistics of clean and adversarial images: two passes or one batch"
+    )
+    wrapper: Awp | None = None
+
+
+class Mart(Part):
+    """Boosted cross-entropy + beta KL weighted by 1 - p_y (Wang et al. 2020)."""
+
+    name: Literal["mart"]
+    beta: NonNegative = Number(5.0, "5.0")
+    aux_weight: NonNegative = Number(1.0, "1.0")
+    batch_norm: Literal["separate", "joint"] = "separate"
+    wrapper: Awp | None = None
+
+
+Objective = Annotated[Standard | PgdAt | Trades | Mart, Field(discriminator="name")]
+
+
+class Craft(Part):
+    """How adversarial examples are made in training. loss and start left out: what the objective's paper does."""
+
+    attack: Literal["pgd"] = "pgd"
+    loss: Literal["ce", "kl", "margin"] = "ce"
+    heads: Literal["joint", "final"] = Field("joint", description="decision + aux_weight * mean of auxiliary heads, or the decision alone")
+    steps: Count = 10
+    step_size: Positive | None = Field(None, description="eps / 4 where left out")
+    start: Literal["uniform", "normal", "none"] = Field("uniform", description="normal: 0.001 * N(0, 1), as TRADES and MART start")
+    batch_norm: Literal["eval", "train"] = Field(
+        "eval", description="train: crafting uses and moves batch statistics, as some papers' code does"
+    )
+
+
+class Optim(Part):
+    """Stochastic gradient descent."""
+
+    lr: Positive
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = Number(0.9, "0.9")
+    weight_decay: NonNegative = Number(5e-4, "5e-4")
+    nesterov: Flag = False
+
+
+class Points(Part):
+    """Learning rate factors, each from the start of its epoch, counted from 1."""
+
+    name: Literal["points"] = "points"
+    epochs: Count
+    points: dict[Count, NonNegative] = Field(default_factory=lambda: {1: Number(1.0, "1.0")})
+
+
+class Cosine(Part):
+    """Linear warm-up over `warmup` epochs, then half a cosine down to zero; moves with every step."""
+
+    name: Literal["cosine"]
+    epochs: Count
+    warmup: NonNegative = Number(0.0, "0")
+
+
+class OneCycle(Part):
+    """Linear up to the full rate at `peak` (share of all steps), linear down to zero; moves with every step."""
+
+    name: Literal["one-cycle"]
+    epochs: Count
+    peak: Fraction = Number(0.4, "0.4")
+
+
+def _schedule_kind(value: Any) -> str:
+    name = value.get("name", "points") if isinstance(value, dict) else getattr(value, "name", "points")
+    return name if isinstance(name, str) else "?"
+
+
+Schedule = Annotated[
+    Annotated[Points, Tag("points")] | Annotated[Cosine, Tag("cosine")] | Annotated[OneCycle, Tag("one-cycle")],
+    Discriminator(_schedule_kind),
+]
+
+
+class Train(Part):
+    batch_size: Count = 128
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto", description="auto: tf32 where the device has it, else fp32; written down"
+    )
+    ema: Fraction | None = Field(None, description="decay of a moving average of the weights, which is then what is selected and kept")
+    save_every: NonNegative = Field(Number(60.0, "60"), description="seconds between saved states inside an epoch; 0 saves after each step")
+
+
+class Select(Part):
+    """Which epoch's weights are kept, and what is measured after each epoch."""
+
+    metric: Annotated[str, Field(pattern=r"^(clean|last|pgd-[1-9]\d{0,3})$")] = "pgd-10"
+    split: Literal["validation"] = "validation"
+    every: Count = Field(1, description="epochs between measurements; the last epoch is always measured")
+    train_images: CountOrZero = Field(500, description="training images, always the same, on which the same is measured")
+
+
+def _fill_craft(value: Any) -> Any:
+    """loss and start as the objective's own paper has them, where the recipe leaves them out."""
+    if not isinstance(value, dict):
+        return value
+    objective = value.get("objective")
+    name = objective.get("name") if isinstance(objective, dict) else None
+    if name == "standard" or not isinstance(value.get("craft", {}), dict):
+        return value
+    own = {"trades": {"loss": "kl", "start": "normal"}, "mart": {"loss": "ce", "start": "normal"}}.get(str(name), {})
+    return {**value, "craft": {**own, **value.get("craft", {})}}
+
+
+class Recipe(Part):
+    name: RunName
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    data: Data
+    threat: Threat = Threat()
+    model: Model
+    objective: Objective
+    craft: Craft | None = None
+    optim: Optim
+    schedule: Schedule
+    train: Train = Train()
+    select: Select = Select()
+
+    _fill = model_validator(mode="before")(_fill_craft)
+
+
+def step_size(recipe: Recipe) -> float:
+    """The crafting step: as given, else eps / 4 (2/255 at 8/255)."""
+    given = recipe.craft.step_size if recipe.craft else None
+    return float(given) if given is not None else float(recipe.threat.eps) / 4
+
+
+Problem = tuple[Path, str]
+
+
+def _check_threat(r: Recipe) -> Iterator[Problem]:
+    if r.threat.norm == "linf" and r.threat.eps >= 1:
+        yield (
+            ("threat", "eps"),
+            f"images are in [0, 1], so an linf eps of {r.threat.eps.text} allows anything (did you mean {r.threat.eps.text}/255?)",
+        )
+    size = r.craft.step_size if r.craft else None
+    if r.craft and size is not None and size > 2 * r.threat.eps:
+        yield ("craft", "step_size"), f"a step of {size.text} jumps across the whole ball of eps {r.threat.eps.text}"
+
+
+def _check_data(r: Recipe) -> Iterator[Problem]:
+    if r.data.name == "folder" and r.data.root is None:
+        yield ("data", "name"), "folder needs data.root, a directory with train/CLASS/* and test/CLASS/*"
+    if r.data.size is not None and r.data.name != "folder":
+        yield ("data", "size"), f"only folder is resized; {r.data.name} has its own size"
+    if r.data.limit is not None and r.data.validation >= r.data.limit:
+        yield (
+            ("data", "validation"),
+            f"validation takes {r.data.validation} of the {r.data.limit} images that data.limit leaves: nothing to train on",
+        )
+    if len(set(r.data.augment)) != len(r.data.augment):
+        yield ("data", "augment"), "an augmentation is named twice"
+    if r.data.name == "digits" and "flip" in r.data.augment:
+        yield ("data", "augment"), "a mirrored digit is another sign: flip makes no sense on digits"
+
+
+def _check_model(r: Recipe) -> Iterator[Problem]:
+    if (r.model.mean is None) != (r.model.std is None):
+        yield ("model", "mean" if r.model.std is None else "std"), "mean and std go together"
+    elif r.model.mean is not None and r.model.std is not None and len(r.model.mean) != len(r.model.std):
+        yield ("model", "std"), f"{len(r.model.std)} values, but mean has {len(r.model.mean)}"
+
+
+def _check_craft(r: Recipe) -> Iterator[Problem]:
+    if r.objective.name == "standard" and r.craft is not None:
+        yield ("craft",), "objective standard trains on clean images and crafts nothing: remove this part"
+    if r.craft and r.craft.loss == "kl" and r.craft.start == "none":
+        yield ("craft", "start"), "the KL loss has no gradient at the clean image: use start normal or uniform"
+    if r.objective.name == "standard" and r.objective.wrapper is not None:
+        yield ("objective", "wrapper"), "awp perturbs the weights of an adversarial objective: use pgd-at, trades or mart"
+
+
+def _check_schedule(r: Recipe) -> Iterator[Problem]:
+    if isinstance(r.schedule, Points):
+        for epoch in r.schedule.points:
+            if epoch > r.schedule.epochs:
+                yield ("schedule", "points", epoch), f"epoch {epoch} is after the last, {r.schedule.epochs}"
+        if 1 not in r.schedule.points:
+            yield ("schedule", "points"), "the factor from epoch 1 on is missing"
+    if isinstance(r.schedule, Cosine) and r.schedule.warmup >= r.schedule.epochs:
+        yield ("schedule", "warmup"), f"the warm-up lasts as long as the training, {r.schedule.epochs} epochs"
+    wrapper = r.objective.wrapper
+    if wrapper and wrapper.warmup >= r.schedule.epochs:
+        yield ("objective", "wrapper", "warmup"), f"awp would never start: training has {r.schedule.epochs} epochs"
+
+
+def _check_select(r: Recipe) -> Iterator[Problem]:
+    if r.select.metric != "last" and r.data.validation == 0:
+        yield (
+            ("data", "validation"),
+            f"select.metric {r.select.metric} needs a validation split: hold some images out, or use select.metric last",
+        )
+    if r.optim.nesterov and not r.optim.momentum:
+        yield ("optim", "nesterov"), "nesterov needs momentum"
+
+
+_CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
+    _check_threat,
+    _check_data,
+    _check_model,
+    _check_craft,
+    _check_schedule,
+    _check_select,
+)
+
+
+def combination_problems(recipe: Recipe) -> list[Problem]:
+    """Every combination in a recipe, each of whose parts is well formed, that makes no sense."""
+    return [problem for check in _CHECKS for problem in check(recipe)]
+
+
+def selection_steps(metric: str) -> int:
+    """PGD steps of a selection metric: 20 for pgd-20, 10 for clean and last (measured all the same)."""
+    match = re.fullmatch(r"pgd-(\d+)", metric)
+    return int(match[1]) if match else 10

@@ -1,0 +1,1 @@
+"""What people look at. Reads events, reports and errors; never live objects, never torch."""

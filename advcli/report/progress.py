@@ -1,0 +1,113 @@
+"""Progress with ETA: a bar on a terminal, plain lines elsewhere, nothing when quiet. All of it on stderr."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from advcli.report.terminal import ERR, percent
+
+_EVERY = 10.0  # seconds between plain lines
+
+
+class _Display:
+    """The bar and the clock that both watchers share."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        self.total = self.first = 0
+        self.images = 0
+        self.began = self.spoke = time.monotonic()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def begin(self, what: str, unit: str, done: int, total: int) -> None:
+        self.total, self.first, self.began = total, done, time.monotonic()
+        if done and not self.quiet:
+            ERR.print(f"going on after {unit} {done} of {total}")
+        if ERR.is_terminal and not self.quiet:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, console=ERR, transient=True)
+            self.task = self.bar.add_task(what, total=total, completed=done, rate="")
+            self.bar.start()
+
+    def move(self, done: int, images: int) -> None:
+        self.images += images
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, rate=f"{self.rate():.0f} img/s")
+
+    def rate(self) -> float:
+        """Images a second since the start of this session."""
+        return self.images / max(time.monotonic() - self.began, 1e-9)
+
+    def left(self, done: int) -> str:
+        """The time that the rest will take at the pace so far."""
+        spent, parts = time.monotonic() - self.began, done - self.first
+        return duration(spent / parts * (self.total - done)) if parts > 0 else "?"
+
+    def line(self, text: str, *, always: bool = False) -> None:
+        """A plain line, at most one every few seconds unless always."""
+        now = time.monotonic()
+        if self.quiet or not (always or now - self.spoke >= _EVERY):
+            return
+        self.spoke = now
+        (self.bar.console if self.bar is not None else ERR).print(text, soft_wrap=True)
+
+
+class TrainingProgress(_Display):
+    def started(self, done: int, total: int) -> None:
+        self.begin("training", "step", done, total)
+
+    def stepped(self, step: int, images: int) -> None:
+        self.move(step, images)
+        if self.bar is None:
+            self.line(f"step {step} of {self.total}, {self.rate():.0f} img/s, {self.left(step)} left")
+
+    def measured(self, event: dict[str, Any]) -> None:
+        parts = [f"epoch {event['epoch']:>3}", f"loss {event['loss']:.4f}", f"lr {event['lr']:.4g}"]
+        for name, title in (("validation", "held out"), ("train", "train")):
+            if name in event:
+                row = event[name]
+                parts.append(f"{title} clean {percent(row['clean'])} {row['attack']} {percent(row['robust'])}")
+        parts.append(f"{event['seconds']:.1f} s{' *' if event.get('selected') else ''}")
+        self.line("  ".join(parts), always=True)
+
+
+class AttackProgress(_Display):
+    def started(self, done: int, total: int) -> None:
+        self.begin("attacking", "batch", done, total)
+        self.done = done
+
+    def attacking(self, name: str, survivors: int, of: int) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, description=f"{name}, {survivors} of {of} left")
+        else:
+            self.line(f"batch {self.done + 1} of {self.total}: {name}, {survivors} of {of} left, {self.left(self.done)} to go")
+
+    def advanced(self, done: int, images: int) -> None:
+        self.done = done
+        self.move(done, images)
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

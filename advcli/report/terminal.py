@@ -1,0 +1,106 @@
+"""Terminal screens: errors, tables and the one number that matters in the last line. Fits 80 columns; plain off a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from advcli.errors import AdvcliError
+from advcli.measures import wilson
+
+OUT = Console(highlight=False)
+ERR = Console(stderr=True, highlight=False)
+
+
+def show_error(error: AdvcliError) -> None:
+    """One panel on stderr: what, where, and the next command."""
+    rows = [escape(error.what)]
+    if error.where:
+        rows.append(f"[dim]where[/dim] {escape(error.where)}")
+    if error.next:
+        rows.append(f"[dim]next[/dim]  {escape(error.next)}")
+    ERR.print(Panel("\n".join(rows), title=error.title, title_align="left", border_style="red" if error.exit_code != 130 else "yellow"))
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def interval(fraction: float, n: int) -> str:
+    """The 95 % Wilson interval of an accuracy over n examples, in percent."""
+    low, high = wilson(round(fraction * n), n)
+    return f"[{percent(low)}, {percent(high)}]"
+
+
+def show_attack(report: Mapping[str, Any], folder: str) -> None:
+    """The table of an evaluation; the last line is the headline with its verdict."""
+    threat, n = report["threat"], report["n"]
+    table = Table(
+        title=f"{report['checkpoint']}\n{threat['norm']} eps {threat['eps']}, suite {report['suite']}, n = {n}", title_justify="left"
+    )
+    for name, justify in (("attack", "left"), ("on", "left"), ("accuracy %", "right"), ("95 % interval", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_row("none (clean)", "all", percent(report["clean"]), interval(report["clean"], n))
+    for name, row in report["attacks"].items():
+        table.add_row(name, row["on"], percent(row["accuracy"]), interval(row["accuracy"], n))
+    OUT.print(table)
+    _show_classes(report)
+    for flag in report["flags"]:
+        OUT.print(f"[red]flag[/red] {escape(flag['name'])}: {escape(flag['message'])} ({percent(flag['value'])} points)")
+    took = f" in {report['seconds']:.0f} s" if report.get("seconds") is not None else ""
+    OUT.print(f"{report['forwards']:,} forwards, {report['backwards']:,} backwards{took}; {report['borderline']} borderline")
+    OUT.print(f"receipt {escape(folder)}")
+    kind = {
+        "trustworthy": "worst case",
+        "upper bound": "worst case of these attacks alone: an upper bound",
+        "masked": "gradients look masked: do not trust this number",
+    }
+    bounds = escape(interval(report["robust"], n))
+    OUT.print(f"[bold]robust {percent(report['robust'])} %[/bold] {bounds} {kind[report['verdict']]}")
+
+
+def _show_classes(report: Mapping[str, Any]) -> None:
+    rows: dict[str, Any] = report["per_class"]
+    if not rows:
+        return
+    worst = report["worst_class"]
+    if len(rows) <= 12:
+        OUT.print(
+            "per class, clean / robust %: "
+            + ", ".join(f"{escape(name)} {percent(r['clean'])}/{percent(r['robust'])}" for name, r in rows.items())
+        )
+    OUT.print(f"worst class {escape(worst)}: {percent(rows[worst]['robust'])} % robust of {rows[worst]['n']}")
+
+
+def show_training(outcome: Mapping[str, Any]) -> None:
+    """The end of a training: the selected epoch, where it lies, and what to do with it."""
+    for name, title in (("validation", "held-out images"), ("train", "training images")):
+        part = outcome["measured"].get(name)
+        if part:
+            robust = f"{percent(part['robust'])} % {interval(part['robust'], part['n'])}, an upper bound"
+            OUT.print(escape(f"{title} (n = {part['n']}): clean {percent(part['clean'])} %, {part['attack']} {robust}"))
+    OUT.print(f"next: advcli attack {escape(outcome['checkpoint'])} --suite aa")
+    OUT.print(f"[bold]{escape(outcome['checkpoint'])}[/bold] epoch {outcome['best_epoch']} of {outcome['epochs']}")
+
+
+def show_dry_run(resolved: str, rows: Sequence[tuple[str, str]], last: str) -> None:
+    OUT.print(escape(resolved), soft_wrap=True)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in rows:
+        table.add_row(f"[dim]{name}[/dim]", escape(value))
+    OUT.print(table)
+    OUT.print(f"[bold]{escape(last)}[/bold]")
+
+
+def show_recipes(rows: Sequence[tuple[str, str]]) -> None:
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column("recipe", style="bold", no_wrap=True)
+    table.add_column("what it is")
+    for name, about in rows:
+        table.add_row(name, escape(about))
+    OUT.print(table)

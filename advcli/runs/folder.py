@@ -1,0 +1,103 @@
+"""Run folders: found, created, never overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from advcli.errors import CheckpointError, ResumeError, UsageError
+from advcli.recipe import Recipe, dump, parse
+from advcli.runs import atomic
+
+RUNS = Path("runs")
+# Where data lies and how often the state is saved may change between sessions of one run; nothing that changes its numbers may.
+_MAY_DIFFER = {("data", "root"), ("data", "download"), ("train", "save_every")}
+
+
+def create(name: str, out: Path | None) -> Path:
+    """A new folder: out, which must not hold anything yet, else runs/NAME, runs/NAME-2, ..."""
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(
+                "the folder is not empty, and nothing is overwritten",
+                where=str(out),
+                next="--resume goes on with the run in it; another --out starts a new one",
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    RUNS.mkdir(exist_ok=True)
+    number = 1
+    while True:
+        folder = RUNS / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()  # atomic: two processes never get the same one
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def newest(name: str) -> Path | None:
+    """The newest run folder of a recipe's name, by its number."""
+    pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
+    found = [(int(match[1] or 1), path) for path in RUNS.glob(f"{name}*") if path.is_dir() and (match := pattern.fullmatch(path.name))]
+    return max(found)[1] if found else None
+
+
+def newest_checkpoint() -> Path:
+    """The model.safetensors under runs/ that was written last."""
+    found = sorted(RUNS.glob("**/model.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise CheckpointError(
+            "no checkpoint was named, and there is none under runs/",
+            where=str(RUNS.absolute()),
+            next="advcli adv-train recipes/quickstart.yaml makes one in a minute",
+        )
+    return found[-1]
+
+
+def store_recipe(folder: Path, recipe: Recipe) -> None:
+    atomic.write_text(
+        folder / "recipe.yaml", f"# Resolved by advcli: every field, overrides applied, decisions written in.\n{dump(recipe)}"
+    )
+
+
+def stored_recipe(folder: Path) -> Recipe | None:
+    """The resolved recipe of a run folder; None where the run was stopped before it was written."""
+    path = folder / "recipe.yaml"
+    return parse(path.read_text(encoding="utf-8"), source=str(path)) if path.is_file() else None
+
+
+def check_same(stored: Recipe, given: Recipe, folder: Path) -> None:
+    """ResumeError with every difference, unless given continues stored. A field left to `auto` takes the stored decision."""
+    rows = [
+        f"{'.'.join(key)}: {old!r} in the run, {new!r} now"
+        for key, old, new in differences(stored, given)
+        if key not in _MAY_DIFFER and not (key == ("train", "precision") and new == "auto")
+    ]
+    if rows:
+        raise ResumeError(
+            "the run was made with another recipe\n" + "\n".join(rows),
+            where=str(folder),
+            next="give the same recipe and overrides, or leave out --resume to start a new run",
+        )
+
+
+def differences(a: Recipe, b: Recipe) -> list[tuple[tuple[str, ...], object, object]]:
+    """(key, value in a, value in b) of every field in which two recipes differ."""
+    flat_a, flat_b = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
+    return [(key, flat_a.get(key), flat_b.get(key)) for key in sorted(flat_a.keys() | flat_b.keys()) if flat_a.get(key) != flat_b.get(key)]
+
+
+def digest(recipe: Recipe) -> str:
+    """SHA-256 of everything in a resolved recipe that decides the numbers of its run."""
+    flat = {".".join(key): value for key, value in _flat(recipe.model_dump(mode="json")).items() if key not in _MAY_DIFFER}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+
+def _flat(value: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {key: leaf for name, child in value.items() for key, leaf in _flat(child, (*path, str(name))).items()}

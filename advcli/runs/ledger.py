@@ -1,0 +1,80 @@
+"""Ledgers: verdicts and adversarial examples, one row an example. Immutable shards while an evaluation runs, one file at its end.
+
+Columns (first axis: examples, in ascending order of `index` in the final file): index, label int64; clean_margin float32;
+for each attack `broken.NAME` bool, `steps.NAME` int64 (-1: not found) and `margin.NAME` float32 (NaN: not attacked); found_by
+int64, the position of the attack whose example is kept, -1 none. adversarial float32 (M, C, H, W) holds those examples, in
+the order of adversarial_index (M,). Reading needs numpy alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from advcli.errors import CheckpointError
+from advcli.runs import atomic, container
+
+Arrays = dict[str, NDArray[Any]]
+_SHARD = re.compile(r"shard-(\d{5})\.safetensors")
+_FINAL = "ledger.safetensors"
+
+
+class Ledger:
+    """The ledger in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @property
+    def complete(self) -> bool:
+        return (self.directory / _FINAL).is_file()
+
+    def shards(self) -> dict[int, Path]:
+        """Number to file of the shards written so far."""
+        found = {int(match[1]): path for path in self.directory.glob("shard-*.safetensors") if (match := _SHARD.fullmatch(path.name))}
+        return dict(sorted(found.items()))
+
+    def write_shard(self, number: int, arrays: Arrays, header: dict[str, Any]) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        _write(self.directory / f"shard-{number:05d}.safetensors", arrays, header)
+
+    def read_shard(self, number: int) -> tuple[Arrays, dict[str, Any]]:
+        return _read(self.directory / f"shard-{number:05d}.safetensors")
+
+    def finish(self, arrays: Arrays, header: dict[str, Any]) -> None:
+        """Write the whole; only then are the shards removed."""
+        _write(self.directory / _FINAL, arrays, header)
+        for path in self.shards().values():
+            path.unlink()
+
+    def read(self) -> tuple[Arrays, dict[str, Any]]:
+        return _read(self.directory / _FINAL)
+
+
+def _write(path: Path, arrays: Arrays, header: dict[str, Any]) -> None:
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    digest = container.tensors_digest(save_arrays(whole))
+    atomic.write_bytes(path, save_arrays(whole, metadata=container.seal(json.loads(json.dumps(header)), "ledger", digest)))
+
+
+def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    header, data = container.read(path, "ledger")
+    try:
+        return load_arrays(data), header
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the file is damaged: {error}", where=str(path)) from None
+
+
+def merge(parts: list[Arrays]) -> Arrays:
+    """One table from several, sorted by example; columns named adversarial* sorted by their own index."""
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    rows, kept = np.argsort(joined["index"], kind="stable"), np.argsort(joined["adversarial_index"], kind="stable")
+    return {name: array[kept if name.startswith("adversarial") else rows] for name, array in joined.items()}

@@ -1,0 +1,43 @@
+"""Which device, and how precisely it computes there."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from advcli.errors import UsageError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: a CUDA device where there is one, else the CPU. UsageError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"device {name!r} cannot be used: {str(error).splitlines()[0]}", where="--device", next="--device auto takes what there is"
+        ) from None
+    return device
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """What `auto` means on this device: tf32 where the hardware has it, else fp32."""
+    if precision != "auto":
+        return precision
+    return "tf32" if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
+
+
+def set_precision(precision: str, device: torch.device) -> None:
+    """Make float32 convolutions and products exact (fp32), or let them round their inputs to 10 bits (tf32)."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.deterministic = True
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 convolutions for precision bf16; weights, losses and the optimiser stay float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

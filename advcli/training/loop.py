@@ -1,0 +1,202 @@
+"""The training loop: epochs of steps, a measurement and a selection after each, and a state that survives a kill at any moment."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from advcli.attacks import Threat
+from advcli.data import Moment, batches
+from advcli.errors import InterruptedRunError, NonFiniteError
+from advcli.models import Network
+from advcli.recipe.schema import selection_steps
+from advcli.runs import checkpoint
+from advcli.runs import folder as folders
+from advcli.runs.log import Log
+from advcli.training import ema, schedule, state
+from advcli.training.interrupt import StopRequest
+from advcli.training.monitor import StoppedError, measure
+from advcli.training.setup import Assembly
+from advcli.training.step import training_step
+
+_NEVER = 2**62
+
+
+class Watcher(Protocol):
+    """Whoever shows progress."""
+
+    def started(self, done: int, total: int) -> None: ...
+    def stepped(self, step: int, images: int) -> None: ...
+    def measured(self, event: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """checkpoint: the selected weights. best_epoch counts from 1. measured: the event of that epoch."""
+
+    folder: Path
+    checkpoint: Path
+    epochs: int
+    best_epoch: int
+    measured: dict[str, Any]
+
+
+def train(parts: Assembly, folder: Path, watcher: Watcher, *, resume: bool) -> Outcome:
+    """Train into folder, from its saved state where resume is set and there is one, until the last epoch."""
+    with StopRequest() as stop:
+        return _Run(parts, folder, watcher, stop, resume=resume).finish()
+
+
+class _Run:
+    def __init__(self, parts: Assembly, folder: Path, watcher: Watcher, stop: StopRequest, *, resume: bool) -> None:
+        recipe = parts.recipe
+        self.parts, self.recipe, self.folder, self.watcher, self.stop = parts, recipe, folder, watcher, stop
+        self.threat = Threat(recipe.threat.norm, float(recipe.threat.eps))
+        self.average = ema.averaged_copy(parts.model) if recipe.train.ema is not None else None
+        self.modules = {"model": parts.model, "objective": parts.objective} | ({"ema": self.average} if self.average else {})
+        self.digest = folders.digest(recipe)
+        self.counters = state.Counters()
+        self.sums: dict[str, Tensor] = {}
+        self.state_file = folder / "state.safetensors"
+        if resume and self.state_file.is_file():
+            self.counters, self.sums = state.load(self.state_file, self.modules, parts.optimizer, parts.device)
+        self.log = Log(folder / "metrics.jsonl", self.counters.log_size)
+        self.timing = Log(folder / "timing.jsonl", self.counters.timing_size)
+        self.first_bad = torch.tensor(_NEVER, device=parts.device)
+
+    def finish(self) -> Outcome:
+        epochs, per_epoch = self.recipe.schedule.epochs, self.parts.steps_per_epoch
+        self.watcher.started(self.counters.epoch * per_epoch + self.counters.step_in_epoch, epochs * per_epoch)
+        self.saved_at = self.clock = time.monotonic()
+        while self.counters.epoch < epochs:
+            self._run_epoch()
+            self._end_epoch()
+        return Outcome(self.folder, self.folder / "model.safetensors", epochs, self.counters.best_epoch, self.counters.measured)
+
+    def _run_epoch(self) -> None:
+        """The steps of this epoch that are still to be done; a stop leaves between two steps with the state saved."""
+        recipe, parts, c = self.recipe, self.parts, self.counters
+        parts.model.train()
+        stream = batches(
+            parts.data.train,
+            batch_size=recipe.train.batch_size,
+            seed=recipe.seed,
+            epoch=c.epoch,
+            first=c.step_in_epoch,
+            augmentations=recipe.data.augment,
+        )
+        for batch in stream:
+            step = c.epoch * parts.steps_per_epoch + c.step_in_epoch
+            rate = float(recipe.optim.lr) * schedule.factor(recipe.schedule, step, parts.steps_per_epoch)
+            for group in parts.optimizer.param_groups:
+                group["lr"] = rate
+            moment = Moment(recipe.seed, c.epoch, step, step / (recipe.schedule.epochs * parts.steps_per_epoch))
+            self._account(step, training_step(parts.model, parts.objective, parts.optimizer, batch, moment, recipe.train.precision))
+            if self.average is not None and recipe.train.ema is not None:
+                ema.update(self.average, parts.model, float(recipe.train.ema))
+            c.step_in_epoch += 1
+            self.watcher.stepped(step + 1, len(batch.labels))
+            if self.stop.requested:
+                self._leave()
+            if time.monotonic() - self.saved_at >= recipe.train.save_every:
+                self._save()
+
+    def _account(self, step: int, scalars: dict[str, Tensor]) -> None:
+        """Add a step's scalars to the epoch's sums on the device; remember the first step whose loss was no number."""
+        for name, value in scalars.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), dtype=torch.float64, device=value.device)) + value
+        bad = torch.where(torch.isfinite(scalars["loss"]), _NEVER, step)
+        self.first_bad = torch.minimum(self.first_bad, bad)
+
+    def _end_epoch(self) -> None:
+        """Measure, select, write weights and log, then the state: a kill anywhere in between only repeats this."""
+        c, recipe = self.counters, self.recipe
+        self._check_finite()
+        kept = self.average if self.average is not None else self.parts.model
+        last = c.epoch + 1 == recipe.schedule.epochs
+        rate = self.parts.optimizer.param_groups[0]["lr"]
+        steps = (c.epoch + 1) * self.parts.steps_per_epoch
+        event: dict[str, Any] = {"event": "epoch", "epoch": c.epoch + 1, "step": steps, "lr": rate}
+        event |= {name: float(total) / self.parts.steps_per_epoch for name, total in self.sums.items()}
+        if last or (c.epoch + 1) % recipe.select.every == 0:
+            event |= self._measure(kept)
+            self._select(kept, event)
+        self._write_weights("last.safetensors", kept, event)
+        self.log.write(event)
+        seconds = c.seconds + time.monotonic() - self.clock
+        self.timing.write({"epoch": c.epoch + 1, "seconds": round(seconds, 3), "device": str(self.parts.device)})
+        c.epoch, c.step_in_epoch, c.seconds, self.sums, self.clock = c.epoch + 1, 0, 0.0, {}, time.monotonic()
+        self._save()
+        self.watcher.measured(event | {"seconds": seconds})
+
+    def _measure(self, kept: Network) -> dict[str, Any]:
+        steps, seed = selection_steps(self.recipe.select.metric), self.recipe.seed
+        result = {}
+        try:
+            for name, split in (("validation", self.parts.data.validation), ("train", self.parts.monitored)):
+                if len(split):
+                    result[name] = measure(kept, split, self.threat, steps=steps, seed=seed, stop=lambda: self.stop.requested) | {
+                        "attack": f"pgd-{steps}"
+                    }
+        except StoppedError:
+            self._leave()
+        return result
+
+    def _select(self, kept: Network, event: dict[str, Any]) -> None:
+        """Write model.safetensors where this epoch is the best so far; the earlier one wins a tie."""
+        c, metric = self.counters, self.recipe.select.metric
+        if metric == "last":
+            score = [float(event["epoch"]), 0.0]
+        else:
+            measured = event["validation"]
+            score = [measured["clean" if metric == "clean" else "robust"], measured["clean"]]
+        event["selected"] = c.best is None or score > c.best
+        if event["selected"]:
+            c.best, c.best_epoch, c.measured = score, event["epoch"], event
+            self._write_weights("model.safetensors", kept, event)
+
+    def _write_weights(self, name: str, network: Network, event: dict[str, Any]) -> None:
+        recipe = self.recipe.model_dump(mode="json")
+        header = {
+            "name": self.recipe.name,
+            "classes": list(self.parts.data.classes),
+            "data": recipe["data"],
+            "threat": recipe["threat"],
+            "objective": recipe["objective"],
+            "selection": {"metric": self.recipe.select.metric, "split": self.recipe.select.split, "measured": event.get("validation")},
+            "recipe_sha256": self.digest,
+            "seed": self.recipe.seed,
+            "epoch": event["epoch"],
+            "step": event["step"],
+            "precision": self.recipe.train.precision,
+        }
+        checkpoint.write_network(self.folder / name, network, self.parts.architecture, header)
+
+    def _save(self) -> None:
+        self._check_finite()
+        now = time.monotonic()
+        c = self.counters
+        c.log_size, c.timing_size = self.log.size, self.timing.size
+        c.seconds, self.clock, self.saved_at = c.seconds + now - self.clock, now, now
+        state.save(self.state_file, c, self.modules, self.parts.optimizer, self.sums, self.digest)
+
+    def _check_finite(self) -> None:
+        bad = int(self.first_bad)
+        if bad != _NEVER:
+            epoch, step = divmod(bad, self.parts.steps_per_epoch)
+            raise NonFiniteError(
+                f"the loss was not a finite number in epoch {epoch + 1}, step {step + 1}",
+                where=str(self.folder),
+                next="the last good state and weights are kept; a lower optim.lr or a warm-up (schedule.name=one-cycle) usually helps",
+            )
+
+    def _leave(self) -> None:
+        self._save()
+        raise InterruptedRunError(
+            "stopped on request; the state is saved", where=str(self.folder), next="the same command with --resume goes on from here"
+        )

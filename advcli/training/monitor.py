@@ -1,0 +1,43 @@
+"""Clean and PGD accuracy of the deployed decision on a fixed set of images, for logs and model selection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from advcli.attacks import Judge, Pgd, Surrogate, Threat
+from advcli.attacks.losses import attack_loss
+from advcli.data import Split
+from advcli.data.batches import chunks
+from advcli.draws import Draws
+from advcli.models import Network, frozen
+
+_CHUNK = 250
+
+
+class StoppedError(Exception):
+    """A stop was asked for in mid-measurement."""
+
+
+def measure(model: Network, split: Split, threat: Threat, *, steps: int, seed: int, stop: Callable[[], bool]) -> dict[str, float]:
+    """{n, clean, robust}: fractions of the split under PGD of step eps / 4 from one uniform start, the same in every epoch.
+
+    A random start and one restart: good for comparing epochs, an upper bound as a robust accuracy.
+    """
+    attack = Pgd(threat, attack_loss("ce"), steps=steps, step_size=threat.eps / 4)
+    size = math.ceil(len(split) / math.ceil(len(split) / _CHUNK))
+    clean = robust = 0
+    with frozen(model):
+        judge = Judge(model, chunk=size)
+        for batch in chunks(split, size):
+            if stop():
+                raise StoppedError
+            correct = torch.nonzero(~judge.decide(batch.images, batch.labels))[:, 0]
+            clean += len(correct)
+            if len(correct):
+                images, labels, index = (t[correct] for t in batch)
+                found = attack(Surrogate(model.trace), judge, images, labels, Draws(seed, index, "monitor"), {})
+                robust += int((~found.broken).sum())
+    return {"n": len(split), "clean": clean / len(split), "robust": robust / len(split)}

@@ -1,0 +1,97 @@
+"""A training command from a recipe to an outcome: device, folder, resume, or a dry run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from advcli.data import Moment, batches
+from advcli.errors import UsageError
+from advcli.recipe import Recipe
+from advcli.runs import folder as folders
+from advcli.training.cost import forward_flops, passes
+from advcli.training.device import pick_device, resolve_precision
+from advcli.training.loop import Outcome, Watcher, train
+from advcli.training.setup import assemble
+from advcli.training.step import training_step
+
+
+def check_command(recipe: Recipe, command: str) -> None:
+    """pretrain takes objective standard, adv-train any other; UsageError names the command that fits."""
+    fitting = "pretrain" if recipe.objective.name == "standard" else "adv-train"
+    if command != fitting:
+        raise UsageError(
+            f"objective {recipe.objective.name} is not trained by {command}",
+            where="objective.name",
+            next=f"advcli {fitting} with the same recipe",
+        )
+
+
+def run(recipe: Recipe, watcher: Watcher, *, out: Path | None, resume: bool, device: str) -> Outcome:
+    """Train a recipe into a new folder, or go on in an old one; its decisions are kept, and another recipe is refused."""
+    where = pick_device(device)
+    folder = (out or folders.newest(recipe.name)) if resume else None
+    stored = folders.stored_recipe(folder) if folder is not None else None
+    if folder is not None and stored is not None:
+        folders.check_same(stored, recipe, folder)
+    precision = stored.train.precision if stored is not None else resolve_precision(recipe.train.precision, where)
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+    parts = assemble(recipe, where)  # before a folder is made: what cannot start leaves nothing behind
+    if folder is None or not folder.is_dir():
+        folder = folders.create(recipe.name, out)
+    if stored is None:
+        folders.store_recipe(folder, recipe)
+    return train(parts, folder, watcher, resume=resume)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a training would be. forwards, backwards: per image and step, counted on one real step; seconds: of that step."""
+
+    recipe: Recipe
+    device: str
+    parameters: int
+    train_images: int
+    validation_images: int
+    steps_per_epoch: int
+    steps: int
+    forwards: float
+    backwards: float
+    forward_gflops: float
+    seconds: float
+
+
+def dry_run(recipe: Recipe, *, device: str) -> DryRun:
+    """Resolve, assemble, and run one step; nothing is written."""
+    where = pick_device(device)
+    recipe = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"precision": resolve_precision(recipe.train.precision, where)})}
+    )
+    parts = assemble(recipe, where)
+    batch = next(
+        batches(parts.data.train, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=0, augmentations=recipe.data.augment)
+    )
+    parts.model.eval()
+    flops = forward_flops(parts.model, batch.images[:1])
+    parts.model.train()
+    started = time.monotonic()
+    with passes(parts.model) as cost:
+        scalars = training_step(
+            parts.model, parts.objective, parts.optimizer, batch, Moment(recipe.seed, 0, 0, 0.0), recipe.train.precision
+        )
+        float(scalars["loss"])  # waits for the device
+    seconds = time.monotonic() - started
+    return DryRun(
+        recipe=recipe,
+        device=str(where),
+        parameters=sum(p.numel() for p in parts.model.parameters()),
+        train_images=len(parts.data.train),
+        validation_images=len(parts.data.validation),
+        steps_per_epoch=parts.steps_per_epoch,
+        steps=parts.steps_per_epoch * recipe.schedule.epochs,
+        forwards=cost.forwards / len(batch.labels),
+        backwards=cost.backwards / len(batch.labels),
+        forward_gflops=flops / 1e9,
+        seconds=seconds,
+    )

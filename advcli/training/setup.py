@@ -1,0 +1,76 @@
+"""From a recipe to everything that training needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from advcli.data import DataSet, Split
+from advcli.data import load as load_data
+from advcli.data.batches import steps_per_epoch
+from advcli.data.split import stratified_part
+from advcli.errors import UsageError
+from advcli.models import Architecture, Network, build
+from advcli.objectives import Objective, build_objective
+from advcli.recipe import Recipe
+from advcli.runs import checkpoint
+from advcli.training.device import set_precision
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """All parts on the device. monitored: the fixed part of the training set that is measured each epoch."""
+
+    recipe: Recipe
+    device: torch.device
+    data: DataSet
+    monitored: Split
+    architecture: Architecture
+    model: Network
+    objective: Objective
+    optimizer: torch.optim.SGD
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.data.train), self.recipe.train.batch_size)
+
+
+def assemble(recipe: Recipe, device: torch.device) -> Assembly:
+    """recipe with its precision resolved. Raises DataError, CheckpointError or UsageError where something does not fit."""
+    set_precision(recipe.train.precision, device)
+    data = load_data(recipe.data, recipe.seed)
+    if recipe.train.batch_size > len(data.train):
+        raise UsageError(
+            f"a batch of {recipe.train.batch_size}, but only {len(data.train)} training images",
+            where="train.batch_size",
+            next=f"train.batch_size={len(data.train)} at most",
+        )
+    _, channels, height, width = data.train.images.shape
+    if height != width:
+        raise UsageError(
+            f"images are {width} x {height} pixels, and the networks here take square ones",
+            where="data",
+            next="data.size=32 resizes and crops them",
+        )
+    mean, std = (tuple(map(float, v)) if v is not None else None for v in (recipe.model.mean, recipe.model.std))
+    architecture = Architecture(recipe.model.arch, float(recipe.model.width), len(data.classes), channels, height, mean, std)
+    model = build(architecture, recipe.seed)
+    if recipe.model.init is not None:
+        checkpoint.initialise_from(model, Path(recipe.model.init))
+    model.to(device)
+    data = DataSet(data.train.to(device), data.validation.to(device), data.classes)
+    objective = build_objective(recipe).to(device)
+    objective.setup(model, data)
+    optim = recipe.optim
+    optimizer = torch.optim.SGD(
+        [{"params": list(model.parameters())}, *objective.parameter_groups()],
+        lr=float(optim.lr),
+        momentum=float(optim.momentum),
+        weight_decay=float(optim.weight_decay),
+        nesterov=optim.nesterov,
+    )
+    size = min(recipe.select.train_images, len(data.train))
+    monitored = data.train.take(stratified_part(data.train.labels.cpu(), size, recipe.seed, "monitor")[0].to(device))
+    return Assembly(recipe, device, data, monitored, architecture, model, objective, optimizer)
