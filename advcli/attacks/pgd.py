@@ -64,14 +64,16 @@ class Pgd:
 
     def __call__(self, surrogate: Surrogate, judge: Judge, x: Tensor, y: Tensor, draws: Draws, condition: Condition) -> Found:
         best, best_margin = x, torch.full((len(x),), -torch.inf, device=x.device)
-        steps = torch.full((len(x),), -1, device=x.device)
+        steps = best_step = torch.full((len(x),), -1, device=x.device)
         for restart in range(self.restarts):
-            best, best_margin, steps = self._climb(surrogate, -judge.bound, x, y, draws.at(restart), condition, best, best_margin, steps)
+            best, best_margin, best_step, steps = self._climb(
+                surrogate, -judge.bound, x, y, draws.at(restart), condition, best, best_margin, best_step, steps
+            )
             if bool((steps >= 0).all()):
                 break
         margins = judge.margins(best, y)
         broken = judge.broken(margins)
-        return Found(best, margins, broken, torch.where(broken, steps.clamp_min(0), -1))
+        return Found(best, margins, broken, torch.where(broken, best_step, -1))
 
     def _climb(
         self,
@@ -83,8 +85,9 @@ class Pgd:
         condition: Condition,
         best: Tensor,
         best_margin: Tensor,
+        best_step: Tensor,
         steps: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One restart: the best points, their margins and first successes after it. An example past the threshold stays where it is."""
         x_adv, velocity = starting_point(self.threat, self.start, x, draws), torch.zeros_like(x)
         for step in range(self.steps + 1):
@@ -98,6 +101,7 @@ class Pgd:
             better = (now > best_margin) & (steps < 0)
             best = torch.where(better[:, None, None, None], x_adv, best)
             best_margin = torch.where(better, now, best_margin)
+            best_step = torch.where(better, step, best_step)
             steps = torch.where(better & (now >= threshold), step, steps)
             if last or bool((steps >= 0).all()):
                 break
@@ -105,4 +109,4 @@ class Pgd:
                 velocity = self.momentum * velocity + gradient / gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
             direction = velocity if self.momentum else gradient
             x_adv = self.threat.project(self.threat.step(x_adv, direction, self.step_size), x)
-        return best, best_margin, steps
+        return best, best_margin, best_step, steps

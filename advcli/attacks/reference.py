@@ -6,6 +6,7 @@ The package's own resume does not work and its progress goes to a debug log; dri
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,7 +45,11 @@ class ReferenceAttack:
         with torch.random.fork_rng(), warnings.catch_warnings(), _quiet("auto-attack"):
             warnings.simplefilter("ignore")
             adversary = self._adversary(_Counted(surrogate, condition), seed, x.device)
-            x_adv, _ = adversary.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
+            tracer = sys.gettrace()
+            try:
+                x_adv, _ = adversary.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
+            finally:
+                sys.settrace(tracer)  # its check for dynamic defences takes away coverage's and debuggers' own
         x_adv = self.threat.project(x_adv, x)  # undoes its rounding outside the ball, at most an ulp
         margins = judge.margins(x_adv, y)
         broken = judge.broken(margins)

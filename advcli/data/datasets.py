@@ -6,6 +6,7 @@ Absent data is a DataError that names the path and the way out.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import sys
 from collections.abc import Callable
@@ -127,7 +128,7 @@ def _open(make: Callable[[bool], Any], root: Path, name: str, *, download: bool)
         root.mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stdout(sys.stderr):  # torchvision prints, and stdout may be somebody's JSON
             return make(True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise DataError(f"{name} is not there and could not be downloaded: {error}", where=str(root), next=help) from None
 
 

@@ -75,11 +75,14 @@ def decode(files: Sequence[Path], root: Path, size: int | None, *, name: str) ->
 
 
 def _cache_file(files: Sequence[Path], root: Path, size: int | None, name: str) -> Path:
-    digest = hashlib.sha256(repr(size).encode())
-    for path in files:
-        status = path.stat()
-        digest.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     home = root if os.access(root, os.W_OK) else Path(tempfile.gettempdir())
+    digest = hashlib.sha256(f"{size}\0{root.resolve() if home != root else ''}".encode())
+    for path in files:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError(f"an image is missing: {error}", where=str(path)) from None
+        digest.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return home / ".advcli-cache" / f"{name}-{digest.hexdigest()[:16]}.safetensors"
 
 

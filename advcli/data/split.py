@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,18 +10,24 @@ from advcli import draws
 
 
 def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
-    """A permutation (N,) int64 of the examples of which every prefix has, to within one image a class, the classes in their proportion.
+    """A permutation (N,) int64 of the examples of which every prefix has the classes in their proportion.
 
-    labels (N,) int64. The order is a function of labels, seed and purpose alone, so growing a part keeps what was in it.
+    labels (N,) int64. Each place goes to the class that is furthest behind its share, and within a class the order is
+    drawn. The order is a function of labels, seed and purpose alone, so growing a part keeps what was in it.
     """
-    u = draws.uniform((seed, purpose), torch.arange(len(labels)), 0, (1,))[:, 0].double()
-    order = torch.argsort(u, stable=True)
-    place = torch.empty(len(labels), dtype=torch.float64)
-    for label in torch.unique(labels):
-        members = order[labels[order] == label]
-        # The k-th of n members comes at (k + 1/2) / n, as far along as its class is.
-        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    return torch.argsort(place + u * 1e-9, stable=True)
+    u = draws.uniform((seed, purpose), torch.arange(len(labels)), 0, (1,))[:, 0]
+    drawn = torch.argsort(u, stable=True).numpy()
+    classes, own = np.unique(labels.numpy()[drawn], return_inverse=True)
+    queues = [iter(drawn[own == c]) for c in range(len(classes))]
+    counts = np.bincount(own, minlength=len(classes))
+    share, taken = counts / max(1, len(labels)), np.zeros(len(classes))
+    order = np.empty(len(labels), np.int64)
+    for place in range(len(labels)):
+        behind = np.where(taken < counts, (place + 1) * share - taken, -np.inf)
+        chosen = int(behind.argmax())
+        taken[chosen] += 1
+        order[place] = next(queues[chosen])
+    return torch.from_numpy(order)
 
 
 def stratified_part(labels: Tensor, size: int, seed: int, purpose: str) -> tuple[Tensor, Tensor]:

@@ -93,15 +93,27 @@ def evaluate(job: Job, folder: Path | None, watcher: Watcher, *, device: torch.d
     arrays, header = ledger.read()
     report = summarise(arrays, header)
     atomic.write_json(folder / "report.json", report)
-    timing = json.loads((folder / "timing.json").read_text(encoding="utf-8")) if (folder / "timing.json").is_file() else {"seconds": None}
-    return folder, {**report, "seconds": timing["seconds"]}
+    return folder, {**report, "seconds": _stored_seconds(folder)}
+
+
+def _stored_seconds(folder: Path) -> float | None:
+    """The clock is no receipt: a lost or damaged one costs nothing but itself."""
+    try:
+        return float(json.loads((folder / "timing.json").read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _claim(folder: Path, identity: dict[str, Any], ledger: Ledger, *, resume: bool) -> None:
     """Write identity.json, or check that the one there is the same; refuse to walk over somebody's work."""
     path = folder / "identity.json"
     if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise CheckpointError(
+                "the record of what is evaluated here is damaged", where=str(path), next="name another folder with --out"
+            ) from None
         rows = [
             f"{key}: {stored.get(key)} in the folder, {identity[key]} now"
             for key in identity
@@ -113,7 +125,7 @@ def _claim(folder: Path, identity: dict[str, Any], ledger: Ledger, *, resume: bo
             )
         if not ledger.complete and ledger.shards() and not resume:
             raise UsageError("this evaluation was begun and not finished", where=str(folder), next="--resume goes on with it")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and not atomic.is_free(folder):
         raise UsageError(
             "the folder holds something else, and nothing is overwritten", where=str(folder), next="name another folder with --out"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -48,12 +49,19 @@ class Architecture:
         """The inverse of to_json; ValueError where value describes no network."""
         try:
             mean, std = (tuple(map(float, value[key])) if value[key] is not None else None for key in ("mean", "std"))
-            num_classes, channels, size = (int(value[key]) for key in ("num_classes", "channels", "size"))
+            whole = num_classes, channels, size = tuple(value[key] for key in ("num_classes", "channels", "size"))
             result = cls(str(value["arch"]), float(value["width"]), num_classes, channels, size, mean, std)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not the description of a network: {error}") from None
-        if min(num_classes, channels, size, result.width) <= 0 or max(num_classes, channels, size) > 1_000_000 or result.width > 100:
+        if not all(type(n) is int for n in whole):
+            raise ValueError(f"not the description of a network: a size is a whole number: {result}")
+        if not all(0 < n <= 1_000_000 for n in whole) or not 0 < result.width <= 100:
             raise ValueError(f"sizes out of range: {result}")
+        values = (*(mean or ()), *(std or ()))
+        if (mean is None) != (std is None) or len(values) not in (0, 2 * channels) or not all(map(math.isfinite, values)):
+            raise ValueError(f"mean and std go together, a number a channel: {result}")
+        if min(std or (1.0,)) <= 0:
+            raise ValueError(f"std is positive: {result}")
         return result
 
 

@@ -77,3 +77,4 @@ class Awp(Objective):
 def _add(weights: list[nn.Parameter], shifts: list[Tensor], sign: float) -> None:
     for weight, shift in zip(weights, shifts, strict=True):
         weight.add_(shift, alpha=sign)
+    torch.clear_autocast_cache()  # which may hold bfloat16 copies of the weights as they were

@@ -36,7 +36,11 @@ def parse(text: str, *, source: str = "recipe", overrides: Sequence[str] = ()) -
         document.problems.append((1, 1, "a recipe is a mapping of parts: name, data, model, objective, ..."))
     if document.problems:
         raise RecipeError([f"{source}:{line}:{column}: {message}" for line, column, message in sorted(document.problems)], next=_NEXT)
-    changed = {path: origin for override in overrides for path, origin in _apply(document.value, override)}
+    changed: dict[Path, str] = {}  # the later of two overrides of one path comes last, and is the one to blame
+    for override in overrides:
+        for path, origin in _apply(document.value, override):
+            changed.pop(path, None)
+            changed[path] = origin
     problems: list[tuple[Path, bool, str]]
     try:
         recipe = Recipe.model_validate(document.value)
@@ -48,13 +52,27 @@ def parse(text: str, *, source: str = "recipe", overrides: Sequence[str] = ()) -
     return recipe
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that this package's own reader would take for something else."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    plain = value.isprintable() and nodes.is_plain_text(value)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML: every field, defaults included. `parse(dump(r)) == r`."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    return yaml.dump(
+        recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+    )
 
 
 def _apply(value: dict[Any, Any], override: str) -> Iterator[tuple[Path, str]]:
-    """Change value in place as override says; yield the path that now comes from the command line."""
+    """Change value in place as override says; yield the paths that now come from the command line."""
     key, equals, text = override.removeprefix("~").partition("=")
     removal = override.startswith("~")
     if removal == bool(equals) or not key or not all(key.split(".")):
@@ -65,6 +83,7 @@ def _apply(value: dict[Any, Any], override: str) -> Iterator[tuple[Path, str]]:
         child = _child(holder, word)
         if child is None and isinstance(holder, dict) and not removal:
             child = holder[word] = {}
+            yield path[: depth + 1], override
         if not isinstance(child, dict | list):
             raise UsageError(f"{override!r}: the recipe has no part {'.'.join(map(str, path[: depth + 1]))}", next=_NEXT)
         holder = child
@@ -73,6 +92,7 @@ def _apply(value: dict[Any, Any], override: str) -> Iterator[tuple[Path, str]]:
         if _child(holder, last) is None and not (isinstance(holder, dict) and last in holder):
             raise UsageError(f"{override!r}: the recipe has no {key}")
         del holder[last]
+        yield path, override
         return
     document = nodes.read(text)
     if document.problems:
@@ -93,7 +113,7 @@ def _place(problems: list[tuple[Path, bool, str]], document: Document, source: s
     """Each problem as one line, in the order of the file; those from the command line last, named by their override."""
     placed = []
     for path, of_key, message in problems:
-        override = next((origin for start, origin in changed.items() if path[: len(start)] == start), None)
+        override = next((origin for start, origin in reversed(changed.items()) if path[: len(start)] == start), None)
         if override is not None:
             placed.append(((1, 0, 0), f"override {override}: {message}"))
         else:
@@ -107,7 +127,7 @@ def _explain(detail: ErrorDetails) -> tuple[Path, bool, str]:
     path, part = _resolve(detail["loc"])
     name, kind, context = ".".join(map(str, path)), detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return path, True, f"unknown key {name}{_hint(str(path[-1]), part)}"
+        return path, True, f"unknown key {name}{_hint(str(path[-1]), part, name)}"
     if kind == "missing":
         return path, False, f"{name} is missing"
     if kind in ("literal_error", "union_tag_invalid"):
@@ -118,9 +138,10 @@ def _explain(detail: ErrorDetails) -> tuple[Path, bool, str]:
         return path, False, f"{'.'.join(map(str, path))} is one of {', '.join(known)}; got {given!r}{_close(str(given), known)}"
     if kind == "union_tag_not_found":
         return path, False, f"{name} needs a name"
+    of_key = detail["loc"][-1] == "[key]" or kind == "invalid_key"
     message = detail["msg"].replace("Input should be", "expected").replace("Value error, ", "")
     given = "" if kind in ("number", "value_error") else f", got {detail['input']!r}"
-    return path, False, f"{name}: {message}{given}" if name else f"{message}{given}"
+    return path, of_key, f"{name}: {message}{given}" if name else f"{message}{given}"
 
 
 def _resolve(loc: tuple[str | int, ...]) -> tuple[Path, type[BaseModel] | None]:
@@ -153,13 +174,14 @@ def _parts(annotation: Any) -> list[type[BaseModel]]:
     return [part for argument in get_args(annotation) for part in _parts(argument)]
 
 
-def _hint(word: str, part: type[BaseModel] | None) -> str:
+def _hint(word: str, part: type[BaseModel] | None, refused: str) -> str:
     """` (did you mean ...?)`: a like-named key of the same part, else the one place elsewhere with exactly this name."""
     close = _close(word, list((part or Recipe).model_fields))
     if close:
         return close
     elsewhere = sorted(
         {f"{name}.{word}" for name, field in Recipe.model_fields.items() for p in _parts(field.annotation) if word in p.model_fields}
+        - {refused}
     )
     return f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else ""
 

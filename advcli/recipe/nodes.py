@@ -50,6 +50,9 @@ def read(text: str) -> Document:
     except yaml.YAMLError as error:
         document.problems.append((1, 1, f"not valid YAML: {error}".replace("\n", " ")))
         return document
+    except RecursionError:
+        document.problems.append((1, 1, "not a recipe: nested without end"))
+        return document
     if node is not None:
         document.value = _build(node, (), document, set())
     return document
@@ -62,6 +65,11 @@ def scalar(text: str) -> Any:
     if _INTEGER.fullmatch(text):
         return int(text) if len(text) < 100 else text
     return float(text) if _FLOAT.fullmatch(text) and "e" not in text.lower() else text
+
+
+def is_plain_text(text: str) -> bool:
+    """Whether text needs no quotes to be read back as itself."""
+    return scalar(text) == text and text.lower() not in _BOOLEAN_TRAPS
 
 
 def _build(node: yaml.Node, path: Path, document: Document, seen: set[int]) -> Any:

@@ -28,10 +28,13 @@ def parse_number(value: object) -> Number:
             raise ValueError(f"{value!r} divides by zero")
         result = numerator / denominator
     else:
-        result = float(value)
+        try:
+            result = float(value)
+        except OverflowError:
+            result = math.inf
     if not math.isfinite(result):
         raise ValueError(f"expected a finite number, got {value!r}")
-    return Number(result, value.strip() if isinstance(value, str) else f"{value:g}" if float(f"{value:g}") == value else repr(value))
+    return Number(result, value.strip() if isinstance(value, str) else repr(value))
 
 
 class Number(float):

@@ -182,16 +182,20 @@ class Select(Part):
     train_images: CountOrZero = Field(500, description="training images, always the same, on which the same is measured")
 
 
-def _fill_craft(value: Any) -> Any:
-    """loss and start as the objective's own paper has them, where the recipe leaves them out."""
+def _fill_defaults(value: Any) -> Any:
+    """What a recipe leaves out and its objective decides: the crafting loss and start of its paper, and how epochs are selected.
+
+    Under standard training the first epochs are the most robust ones, so a robust metric would select an untrained network.
+    """
     if not isinstance(value, dict):
         return value
     objective = value.get("objective")
-    name = objective.get("name") if isinstance(objective, dict) else None
-    if name == "standard" or not isinstance(value.get("craft", {}), dict):
-        return value
-    own = {"trades": {"loss": "kl", "start": "normal"}, "mart": {"loss": "ce", "start": "normal"}}.get(str(name), {})
-    return {**value, "craft": {**own, **value.get("craft", {})}}
+    name = str(objective.get("name")) if isinstance(objective, dict) else ""
+    select, craft = value.get("select", {}), {} if value.get("craft") is None else value["craft"]
+    if name == "standard":
+        return {**value, "select": {"metric": "clean", **select}} if isinstance(select, dict) else value
+    own = {"trades": {"loss": "kl", "start": "normal"}, "mart": {"loss": "ce", "start": "normal"}}.get(name, {})
+    return {**value, "craft": {**own, **craft}} if isinstance(craft, dict) else value
 
 
 class Recipe(Part):
@@ -207,7 +211,7 @@ class Recipe(Part):
     train: Train = Train()
     select: Select = Select()
 
-    _fill = model_validator(mode="before")(_fill_craft)
+    _fill = model_validator(mode="before")(_fill_defaults)
 
 
 def step_size(recipe: Recipe) -> float:

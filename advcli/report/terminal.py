@@ -41,7 +41,8 @@ def show_attack(report: Mapping[str, Any], folder: str) -> None:
     """The table of an evaluation; the last line is the headline with its verdict."""
     threat, n = report["threat"], report["n"]
     table = Table(
-        title=f"{report['checkpoint']}\n{threat['norm']} eps {threat['eps']}, suite {report['suite']}, n = {n}", title_justify="left"
+        title=escape(f"{report['checkpoint']}\n{threat['norm']} eps {threat['eps']}, suite {report['suite']}, n = {n}"),
+        title_justify="left",
     )
     for name, justify in (("attack", "left"), ("on", "left"), ("accuracy %", "right"), ("95 % interval", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]

@@ -28,6 +28,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         ) from None
 
 
+def is_free(folder: Path) -> bool:
+    """Whether folder can be written into: absent, empty, or with nothing in it but what a kill left of a first write."""
+    return not folder.exists() or (folder.is_dir() and all(path.name.endswith(".partial") for path in folder.iterdir()))
+
+
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 

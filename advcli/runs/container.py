@@ -123,8 +123,9 @@ def _table(data: bytes, path: Path) -> tuple[Table, int]:
     start = 8 + int.from_bytes(data[:8], "little")
     table = {name: entry for name, entry in top.items() if name != "__metadata__"}
     try:
-        spans = sorted((int(first), int(last)) for first, last in (entry["data_offsets"] for entry in table.values()))
-        well_formed = all(isinstance(entry["dtype"], str) and isinstance(entry["shape"], list) for entry in table.values())
+        spans = sorted((first, last) for first, last in (entry["data_offsets"] for entry in table.values()))
+        well_formed = all(type(end) is int for span in spans for end in span)
+        well_formed &= all(isinstance(entry["dtype"], str) and isinstance(entry["shape"], list) for entry in table.values())
     except (KeyError, TypeError, ValueError):
         raise CheckpointError("the file is damaged: its table of tensors is not valid", where=str(path)) from None
     ends = [0, *(last for _, last in spans)]

@@ -19,12 +19,7 @@ _MAY_DIFFER = {("data", "root"), ("data", "download"), ("train", "save_every")}
 def create(name: str, out: Path | None) -> Path:
     """A new folder: out, which must not hold anything yet, else runs/NAME, runs/NAME-2, ..."""
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(
-                "the folder is not empty, and nothing is overwritten",
-                where=str(out),
-                next="--resume goes on with the run in it; another --out starts a new one",
-            )
+        check_free(out)
         out.mkdir(parents=True, exist_ok=True)
         return out
     RUNS.mkdir(exist_ok=True)
@@ -37,6 +32,13 @@ def create(name: str, out: Path | None) -> Path:
             number += 1
         else:
             return folder
+
+
+def check_free(out: Path) -> None:
+    """UsageError where out holds anything but what a kill left of a first write."""
+    if not atomic.is_free(out):
+        what = "the folder is not empty, and nothing is overwritten"
+        raise UsageError(what, where=str(out), next="--resume goes on with the run in it; another --out starts a new one")
 
 
 def newest(name: str) -> Path | None:
@@ -67,7 +69,12 @@ def store_recipe(folder: Path, recipe: Recipe) -> None:
 def stored_recipe(folder: Path) -> Recipe | None:
     """The resolved recipe of a run folder; None where the run was stopped before it was written."""
     path = folder / "recipe.yaml"
-    return parse(path.read_text(encoding="utf-8"), source=str(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return parse(path.read_text(encoding="utf-8"), source=str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read the stored recipe: {error}", where=str(path)) from None
 
 
 def check_same(stored: Recipe, given: Recipe, folder: Path) -> None:

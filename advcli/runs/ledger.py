@@ -51,6 +51,7 @@ class Ledger:
 
     def finish(self, arrays: Arrays, header: dict[str, Any]) -> None:
         """Write the whole; only then are the shards removed."""
+        self.directory.mkdir(parents=True, exist_ok=True)
         _write(self.directory / _FINAL, arrays, header)
         for path in self.shards().values():
             path.unlink()

@@ -119,10 +119,10 @@ class _Run:
         self._check_finite()
         kept = self.average if self.average is not None else self.parts.model
         last = c.epoch + 1 == recipe.schedule.epochs
-        rate = self.parts.optimizer.param_groups[0]["lr"]
         steps = (c.epoch + 1) * self.parts.steps_per_epoch
+        rate = float(recipe.optim.lr) * schedule.factor(recipe.schedule, steps - 1, self.parts.steps_per_epoch)
         event: dict[str, Any] = {"event": "epoch", "epoch": c.epoch + 1, "step": steps, "lr": rate}
-        event |= {name: float(total) / self.parts.steps_per_epoch for name, total in self.sums.items()}
+        event |= {name: float(total) / self.parts.steps_per_epoch for name, total in sorted(self.sums.items())}
         if last or (c.epoch + 1) % recipe.select.every == 0:
             event |= self._measure(kept)
             self._select(kept, event)
@@ -186,14 +186,17 @@ class _Run:
         state.save(self.state_file, c, self.modules, self.parts.optimizer, self.sums, self.digest)
 
     def _check_finite(self) -> None:
+        """NonFiniteError, before anything is written, where a loss or a weight is no number."""
         bad = int(self.first_bad)
         if bad != _NEVER:
             epoch, step = divmod(bad, self.parts.steps_per_epoch)
-            raise NonFiniteError(
-                f"the loss was not a finite number in epoch {epoch + 1}, step {step + 1}",
-                where=str(self.folder),
-                next="the last good state and weights are kept; a lower optim.lr or a warm-up (schedule.name=one-cycle) usually helps",
-            )
+            what = f"the loss was not a finite number in epoch {epoch + 1}, step {step + 1}"
+        elif not all(bool(torch.isfinite(tensor).all()) for tensor in self.parts.model.state_dict().values()):
+            what = f"weights are no longer finite numbers in epoch {self.counters.epoch + 1}"
+        else:
+            return
+        hint = "the last good state and weights are kept; a lower optim.lr or a warm-up (schedule.name=one-cycle) usually helps"
+        raise NonFiniteError(what, where=str(self.folder), next=hint)
 
     def _leave(self) -> None:
         self._save()

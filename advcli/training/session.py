@@ -33,6 +33,8 @@ def run(recipe: Recipe, watcher: Watcher, *, out: Path | None, resume: bool, dev
     where = pick_device(device)
     folder = (out or folders.newest(recipe.name)) if resume else None
     stored = folders.stored_recipe(folder) if folder is not None else None
+    if out is not None and stored is None:
+        folders.check_free(out)
     if folder is not None and stored is not None:
         folders.check_same(stored, recipe, folder)
     precision = stored.train.precision if stored is not None else resolve_precision(recipe.train.precision, where)

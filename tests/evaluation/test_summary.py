@@ -1,0 +1,114 @@
+"""Reports from ledgers written by hand, whose answers are known."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advcli.evaluation.summary import summarise
+
+BOUND = 0.01
+
+
+def header(*entries: tuple[str, str], suite: str = "aa", classes: tuple[str, ...] = ("cat", "dog", "owl")) -> dict[str, Any]:
+    return {
+        "checkpoint": "net.safetensors",
+        "classes": list(classes),
+        "threat": {"norm": "linf", "eps": "8/255", "bounds": [0, 1]},
+        "suite": suite,
+        "protocol": f"{suite}/1",
+        "identity": {"digest": "d" * 64},
+        "bound": BOUND,
+        "cost": {"forwards": 7, "backwards": 3},
+        "entries": [{"name": name, "on": on, "readings": [[name, 2**31]]} for name, on in entries],
+    }
+
+
+def ledger(margins: list[float], labels: list[int], **columns: list[Any]) -> dict[str, Any]:
+    """columns: NAME=[margin found, None where the attack did not run]; negative margins beyond the bound are failures."""
+    n = len(margins)
+    arrays: dict[str, Any] = {"index": np.arange(n), "label": np.array(labels), "clean_margin": np.array(margins, np.float32)}
+    found_by = np.full(n, -1)
+    for position, (name, values) in enumerate(columns.items()):
+        margin = np.array([np.nan if v is None else v for v in values], np.float32)
+        broken = margin >= -BOUND
+        arrays |= {f"broken.{name}": broken, f"margin.{name}": margin, f"steps.{name}": np.where(broken, 3, -1)}
+        found_by = np.where((found_by < 0) & broken, position, found_by)
+    return arrays | {"found_by": found_by}
+
+
+#         right, right, right, right, wrong, right
+MARGINS = [-5.0, -4.0, -3.0, -2.0, 1.0, -1.0]
+LABELS = [0, 0, 0, 1, 1, 1]
+
+
+def test_attacks_on_all_stand_alone_and_the_worst_case_joins_them() -> None:
+    arrays = ledger(MARGINS, LABELS, a=[1, -1, -1, -1, None, -1], b=[-1, 1, -1, -1, None, -1])
+    report = summarise(arrays, header(("a", "all"), ("b", "all")))
+    assert report["clean"] == 5 / 6
+    assert report["attacks"] == {"a": {"accuracy": 4 / 6, "on": "all"}, "b": {"accuracy": 4 / 6, "on": "all"}}
+    assert report["robust"] == 3 / 6
+    # Wilson 1927 for 3 of 6: centre 1/2, half width z sqrt(1/24 + z^2/144) / (1 + z^2/6)
+    z = 1.959963984540054
+    half = z * (1 / 24 + z * z / 144) ** 0.5 / (1 + z * z / 6)
+    assert report["ci"] == pytest.approx([0.5 - half, 0.5 + half], abs=1e-12)
+    assert (report["forwards"], report["backwards"], report["identity"]) == (7, 3, "d" * 64)
+
+
+def test_attacks_on_survivors_tell_what_is_left() -> None:
+    arrays = ledger(MARGINS, LABELS, a=[1, -1, -1, -1, None, -1], b=[None, 1, -1, -1, None, -1], c=[None, None, -1, 1, None, -1])
+    report = summarise(arrays, header(("a", "survivors"), ("b", "survivors"), ("c", "survivors")))
+    assert [row["accuracy"] for row in report["attacks"].values()] == [4 / 6, 3 / 6, 2 / 6]
+    assert report["robust"] == 2 / 6
+
+
+def test_classes_and_the_worst_of_them() -> None:
+    arrays = ledger(MARGINS, LABELS, a=[1, -1, -1, 1, None, 1])
+    report = summarise(arrays, header(("a", "all")))
+    assert report["per_class"] == {"cat": {"n": 3, "clean": 1.0, "robust": 2 / 3}, "dog": {"n": 3, "clean": 2 / 3, "robust": 0.0}}
+    assert report["worst_class"] == "dog"  # owl has no image and no number
+
+
+@pytest.mark.parametrize(
+    ("clean", "found", "right", "left", "near"),
+    [
+        (-0.02, -0.02, 1, 1, 0),
+        (-0.02, -0.005, 1, 0, 1),  # an adversarial margin within rounding: broken, and said so
+        (-0.02, 0.005, 1, 0, 1),
+        (-0.02, 0.02, 1, 0, 0),
+        (-0.005, None, 0, 0, 1),  # the clean image itself
+        (0.005, None, 0, 0, 1),
+        (0.02, None, 0, 0, 0),
+    ],
+)
+def test_points_within_rounding_are_broken_and_counted(clean: float, found: float | None, right: int, left: int, near: int) -> None:
+    report = summarise(ledger([clean, -9.0], [0, 1], a=[found, -9.0]), header(("a", "all")))
+    assert (report["clean"], report["robust"], report["borderline"]) == ((right + 1) / 2, (left + 1) / 2, near)
+
+
+def test_only_the_deciding_attack_makes_an_example_borderline() -> None:
+    arrays = ledger([-5.0], [0], a=[2.0], b=[0.001])
+    assert summarise(arrays, header(("a", "all"), ("b", "all")))["borderline"] == 0
+    assert summarise(ledger([-5.0], [0], b=[0.001], a=[2.0]), header(("b", "all"), ("a", "all")))["borderline"] == 1
+
+
+def test_flags_reach_the_verdict() -> None:
+    n = 100
+    margins, labels = [-5.0] * n, [0] * n
+    weak, strong = [1.0] * 30 + [-1.0] * 70, [-1.0] * n
+    arrays = ledger(margins, labels, **{"fgsm": weak, "pgd-20": strong})
+    report = summarise(arrays, header(("fgsm", "all"), ("pgd-20", "all"), suite="quick"))
+    assert [flag["name"] for flag in report["flags"]] == ["single-step-beats-iterative"]
+    assert report["verdict"] == "masked"
+    assert report["robust"] == 0.7  # the worst case counts what the weaker attack found
+    honest = ledger(margins, labels, **{"fgsm": strong, "pgd-20": weak})
+    assert summarise(honest, header(("fgsm", "all"), ("pgd-20", "all"), suite="quick"))["verdict"] == "upper bound"
+
+
+def test_a_report_needs_no_torch() -> None:
+    code = "import sys; from advcli.evaluation import summary, masking; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,0 +1,185 @@
+"""Screens: 80 columns in any encoding, names as they are, and the number that matters in the last line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from advcli.errors import CheckpointError, InterruptedRunError, RecipeError, UsageError
+from advcli.recipe import dump, load
+from advcli.report import terminal
+
+LISTEN = ["colour", "plain", "ascii"]
+
+
+class Screen:
+    """A console of 80 columns; text() is what was shown, without colour codes."""
+
+    def __init__(self, kind: str) -> None:
+        self.bytes = io.BytesIO()
+        self.file = io.TextIOWrapper(self.bytes, encoding="ascii" if kind == "ascii" else "utf-8", newline="")
+        colour = kind == "colour"
+        system = "truecolor" if colour else None
+        self.console = Console(file=self.file, width=80, highlight=False, force_terminal=colour, color_system=system)  # type: ignore[arg-type]
+
+    def text(self) -> str:
+        self.file.flush()
+        return Text.from_ansi(self.bytes.getvalue().decode()).plain
+
+    def lines(self) -> list[str]:
+        return self.text().rstrip("\n").split("\n")
+
+
+@pytest.fixture(params=LISTEN)
+def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Screen:
+    shown = Screen(request.param)
+    monkeypatch.setattr(terminal, "OUT", shown.console)
+    monkeypatch.setattr(terminal, "ERR", shown.console)
+    return shown
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    attacks = {name: {"accuracy": 0.5 + k / 100, "on": "all"} for k, name in enumerate(("fgsm", "pgd-100@eps/10", "cw-30", "apgd-ce"))}
+    whole = {
+        "checkpoint": "runs/quickstart/model.safetensors",
+        "threat": {"norm": "linf", "eps": "8/255", "bounds": [0, 1]},
+        "suite": "quick",
+        "n": 200,
+        "clean": 0.9,
+        "attacks": attacks,
+        "robust": 0.455,
+        "per_class": {str(k): {"n": 20, "clean": 0.9, "robust": 0.5 - k / 100} for k in range(10)},
+        "worst_class": "9",
+        "flags": [],
+        "verdict": "upper bound",
+        "seconds": 12.3,
+        "forwards": 123_456,
+        "backwards": 99_999,
+        "borderline": 0,
+    }
+    return {**whole, **changes}
+
+
+FLAG = {"name": "black-box-beats-white-box", "value": 0.051, "message": "a black-box attack (square) breaks images that no other broke"}
+LONG = "runs/" + "a-rather-long-name-of-a-run/" * 4 + "model.safetensors"
+
+REPORTS: dict[str, tuple[dict[str, Any], str]] = {
+    "upper bound": ({}, "robust 45.5 % [38.7, 52.4] worst case of these attacks alone: an upper bound"),
+    "trustworthy": ({"suite": "aa", "verdict": "trustworthy"}, "robust 45.5 % [38.7, 52.4] worst case"),
+    "masked": (
+        {"verdict": "masked", "flags": [FLAG]},
+        "robust 45.5 % [38.7, 52.4] gradients look masked: do not trust this number",
+    ),
+    "widest": ({"robust": 1.0, "n": 10**7}, "robust 100.0 % [100.0, 100.0] worst case of these attacks alone: an upper bound"),
+    "no clock": ({"seconds": None, "robust": 0.0}, "robust 0.0 % [0.0, 1.9] worst case of these attacks alone: an upper bound"),
+    "long path": ({"checkpoint": LONG}, "robust 45.5 % [38.7, 52.4] worst case of these attacks alone: an upper bound"),
+    "many classes": (
+        {"per_class": {f"class {k}": {"n": 2, "clean": 1, "robust": 0.5} for k in range(200)}, "worst_class": "class 7"},
+        "robust 45.5 % [38.7, 52.4] worst case of these attacks alone: an upper bound",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_an_evaluation_fits_and_ends_with_the_headline(screen: Screen, name: str) -> None:
+    changes, headline = REPORTS[name]
+    terminal.show_attack(report(**changes), "runs/quickstart/evals/quick-12345678")
+    assert max(map(len, screen.lines())) <= 80
+    assert screen.lines()[-1].rstrip() == headline
+
+
+def test_every_attack_has_its_row(screen: Screen) -> None:
+    terminal.show_attack(report(), "folder")
+    rows = {words[0]: words[1:] for words in (line.replace("│", " ").replace("|", " ").split() for line in screen.lines()) if words}
+    assert rows["fgsm"] == ["all", "50.0", "[43.1,", "56.9]"]  # Wilson for 100 of 200
+    assert rows["apgd-ce"][:2] == ["all", "53.0"]
+    assert rows["none"][:3] == ["(clean)", "all", "90.0"]
+    assert "123,456 forwards, 99,999 backwards in 12 s; 0 borderline" in screen.text()
+    assert "worst class 9: 41.0 % robust of 20" in screen.text()
+    assert "receipt folder" in screen.text()
+
+
+def test_the_upper_bound_of_200_classes_is_not_a_wall_of_text(screen: Screen) -> None:
+    terminal.show_attack(report(**REPORTS["many classes"][0]), "folder")
+    assert len(screen.lines()) < 20
+
+
+BRACKETS = "[red]x[/red]/[bold]"
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        lambda: terminal.show_attack(report(checkpoint=BRACKETS), "f"),
+        lambda: terminal.show_attack(report(), BRACKETS),
+        lambda: terminal.show_attack(report(per_class={BRACKETS: {"n": 1, "clean": 1, "robust": 1}}, worst_class=BRACKETS), "f"),
+        lambda: terminal.show_attack(report(flags=[{**FLAG, "message": BRACKETS}]), "f"),
+        lambda: terminal.show_training({"measured": {}, "checkpoint": BRACKETS, "best_epoch": 1, "epochs": 2}),
+        lambda: terminal.show_error(UsageError(BRACKETS)),
+        lambda: terminal.show_error(UsageError("x", where=BRACKETS)),
+        lambda: terminal.show_error(UsageError("x", next=BRACKETS)),
+        lambda: terminal.show_recipes([("name", BRACKETS)]),
+        lambda: terminal.show_dry_run(f"root: {BRACKETS}", [("a", BRACKETS)], BRACKETS),
+    ],
+)
+def test_brackets_in_names_are_not_markup(screen: Screen, show: Callable[[], None]) -> None:
+    show()
+    assert BRACKETS in screen.text()
+
+
+ERRORS = [
+    UsageError("there is no suite 'x'", where="--suite", next="quick: a look; paper: tables; aa: standard AutoAttack " * 3),
+    RecipeError([f"recipe.yaml:{k}:3: unknown key optim.learning_rate (did you mean lr?)" for k in range(12)], next="advcli recipe schema"),
+    CheckpointError("the file is damaged", where="/a/very/long/path" * 12 + "/model.safetensors"),
+    InterruptedRunError("stopped on request; the state is saved"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_is_one_panel_with_what_where_and_next(screen: Screen, error: Any) -> None:
+    terminal.show_error(error)
+    assert max(map(len, screen.lines())) <= 80
+    assert error.title in screen.lines()[0]
+    inside = "".join(line.strip("│|").strip() + " " for line in screen.lines()[1:-1])
+    squeezed = "".join(inside.split())
+    for part in (error.what, error.where, error.next):
+        assert "".join(part.split()) in squeezed
+    assert ("where" in inside, "next" in inside) == (bool(error.where), bool(error.next))
+
+
+@pytest.mark.parametrize("parts", [("validation", "train"), ("validation",), ()])
+def test_a_training_ends_with_its_checkpoint(screen: Screen, parts: tuple[str, ...]) -> None:
+    row = {"n": 150, "clean": 0.98, "robust": 0.75, "attack": "pgd-10"}
+    path = "runs/quickstart/model.safetensors"
+    terminal.show_training({"measured": dict.fromkeys(parts, row), "checkpoint": path, "best_epoch": 7, "epochs": 40})
+    lines = screen.lines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].rstrip() == f"{path} epoch 7 of 40"
+    assert lines[-2].rstrip() == f"next: advcli attack {path} --suite aa"
+    assert screen.text().count(["an", "upper", "bound"][1]) == len(parts)  # never a robust accuracy without its kind
+
+
+def test_a_dry_run_prints_a_recipe_that_can_be_read_again(screen: Screen) -> None:
+    from advcli.recipe import parse
+
+    recipe = load("quickstart", ["threat.eps=8/255", "data.root=/some/where"])
+    terminal.show_dry_run(dump(recipe), [("steps", "3")], "the end")
+    text = screen.text()
+    assert parse(text[: text.index("steps ")]) == recipe
+    assert screen.lines()[-1].rstrip() == "the end"
+
+
+def test_recipes_fit(screen: Screen) -> None:
+    terminal.show_recipes([("pgd-at", "words " * 40), ("a-name-that-is-long-enough", "short")])
+    assert max(map(len, screen.lines())) <= 80
+    assert "a-name-that-is-long-enough" in screen.text()
+
+
+@pytest.mark.parametrize(("fraction", "text"), [(0, "0.0"), (1, "100.0"), (0.12345, "12.3"), (1 / 3, "33.3")])
+def test_percent(fraction: float, text: str) -> None:
+    assert terminal.percent(fraction) == text
