@@ -42,26 +42,30 @@ def purpose_word(purpose: str) -> int:
     return zlib.crc32(purpose.encode())
 
 
-def _words(key: tuple[int, str], index: Tensor, counter: int, size: int) -> list[Tensor]:
+Counter = int | Tensor
+"""In [0, 2**32): one for all examples, or (N,) int64, one for each."""
+
+
+def _words(key: tuple[int, str], index: Tensor, counter: Counter, size: int) -> list[Tensor]:
     """Four (N, ceil(size / 4)) word tensors for each example of index (N,) int64 in [0, 2**32)."""
     seed, purpose = key
     if not 0 <= seed < 2**64:
         raise ValueError(f"a seed is in [0, 2**64): got {seed}")
-    if not 0 <= counter <= _WORD:
+    if isinstance(counter, int) and not 0 <= counter <= _WORD:
         raise ValueError(f"a counter is in [0, 2**32): got {counter}")
     block = torch.arange((size + 3) // 4, device=index.device)[None]
-    constants = torch.tensor([counter, purpose_word(purpose)], device=index.device)
-    return philox([block, index[:, None], constants[0], constants[1]], (seed & _WORD, seed >> 32))
+    time = counter[:, None] if isinstance(counter, Tensor) else torch.tensor(counter, device=index.device)
+    return philox([block, index[:, None], time, torch.tensor(purpose_word(purpose), device=index.device)], (seed & _WORD, seed >> 32))
 
 
-def uniform(key: tuple[int, str], index: Tensor, counter: int, shape: Sequence[int]) -> Tensor:
+def uniform(key: tuple[int, str], index: Tensor, counter: Counter, shape: Sequence[int]) -> Tensor:
     """(N, *shape) float32 in [0, 1), a multiple of 2**-24; key is (seed, purpose), index (N,) int64 names the examples."""
     size = math.prod(shape)
     floats = [(word >> 8).float() for word in _words(key, index, counter, size)]
     return torch.stack(floats, -1).flatten(1)[:, :size].mul_(2.0**-24).view(len(index), *shape)
 
 
-def integers(key: tuple[int, str], index: Tensor, counter: int, high: int, shape: Sequence[int] = ()) -> Tensor:
+def integers(key: tuple[int, str], index: Tensor, counter: Counter, high: int, shape: Sequence[int] = ()) -> Tensor:
     """(N, *shape) int64 in [0, high), high at most 2**31; the bias of the multiply-shift is under high / 2**32."""
     if not 0 < high <= 2**31:
         raise ValueError(f"high is in [1, 2**31]: got {high}")
@@ -70,7 +74,7 @@ def integers(key: tuple[int, str], index: Tensor, counter: int, high: int, shape
     return ((words * high) >> 32).view(len(index), *shape)
 
 
-def normal(key: tuple[int, str], index: Tensor, counter: int, shape: Sequence[int]) -> Tensor:
+def normal(key: tuple[int, str], index: Tensor, counter: Counter, shape: Sequence[int]) -> Tensor:
     """(N, *shape) float32 standard normal by Box-Muller, two per pair of words."""
     size = math.prod(shape)
     w0, w1, w2, w3 = _words(key, index, counter, size)
@@ -94,7 +98,7 @@ class Draws:
     seed: int
     index: Tensor
     purpose: str
-    counter: int = 0
+    counter: Counter = 0
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
         return uniform((self.seed, self.purpose), self.index, self.counter, shape)
@@ -107,9 +111,10 @@ class Draws:
 
     def select(self, keep: Tensor) -> Draws:
         """The stream of the examples that keep, a mask or positions, picks."""
-        return replace(self, index=self.index[keep])
+        counter = self.counter[keep] if isinstance(self.counter, Tensor) else self.counter
+        return replace(self, index=self.index[keep], counter=counter)
 
-    def at(self, counter: int) -> Draws:
+    def at(self, counter: Counter) -> Draws:
         return replace(self, counter=counter)
 
     def sub(self, purpose: str) -> Draws:

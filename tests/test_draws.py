@@ -235,3 +235,14 @@ def test_purposes_in_use_have_different_words() -> None:
     constants = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     texts = {text for text in constants if not re.search(r"\s", text)}
     assert len({draws.purpose_word(text) for text in texts}) == len(texts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_counter_of_ones_own_is_that_counter(kind: str) -> None:
+    """Row by row what the number gives; and it stays with its example under select."""
+    draw, counters = KINDS[kind], torch.tensor([3, 0, 3, 2**32 - 1, 1])
+    stream = Draws(5, ALL[:5], "p", counters)
+    rows = torch.cat([draw(Draws(5, ALL[i : i + 1], "p", int(counters[i]))) for i in range(5)])
+    assert torch.equal(draw(stream), rows)
+    keep = torch.tensor([4, 1, 2])
+    assert torch.equal(draw(stream.select(keep)), rows[keep])

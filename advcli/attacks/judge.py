@@ -26,15 +26,23 @@ class Judge:
         self.cost = cost if cost is not None else Cost()
 
     @torch.no_grad()
-    def margins(self, x: Tensor, y: Tensor) -> Tensor:
-        """(N,) best other logit minus the label's; NaN logits give +inf, so that a broken model never counts as right."""
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, K) of the deployed model, N over 0."""
         parts = []
         for i in range(0, len(x), self.chunk):
             images, size = pad(x[i : i + self.chunk], self.chunk)
             self.cost.forwards += size
-            parts.append(margin(self.model(images)[:size].float(), y[i : i + size]))
-        result = torch.cat(parts) if parts else x.new_zeros(0)
-        return result.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+            parts.append(self.model(images)[:size].float())
+        return torch.cat(parts)
+
+    def margins(self, x: Tensor, y: Tensor) -> Tensor:
+        """(N,) best other logit minus the label's; NaN logits give +inf, so that a broken model never counts as right."""
+        return self.margins_of(self.logits(x), y) if len(x) else x.new_zeros(0)
+
+    @staticmethod
+    def margins_of(logits: Tensor, y: Tensor) -> Tensor:
+        """The same from logits (N, K) that were asked for before."""
+        return margin(logits, y).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
     def broken(self, margins: Tensor) -> Tensor:
         """(N,) bool verdicts that margins amount to."""

@@ -36,6 +36,18 @@ def targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
 
 
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio: (max_{k != y} z_k - z_y) / (z_1st - z_3rd) (Croce, Hein 2020, eq. 6); three classes at least."""
+    top = logits.topk(3, 1).values
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """(z_target - z_y) / (z_1st - (z_3rd + z_4th) / 2) (Croce, Hein 2020, eq. 7); four classes at least."""
+    top = logits.topk(4, 1).values
+    return targeted(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
 def over_heads(fn: Callable[..., Tensor], *outputs: ModelOutput, aux_weight: float) -> Tensor:
     """fn of the decision's logits + aux_weight * mean over auxiliary heads of fn of theirs; head goes with head across outputs.
 
@@ -51,17 +63,24 @@ def reference_of(output: ModelOutput) -> Tensor:
     return torch.stack([output.logits, *output.aux_logits], 1).detach()
 
 
+_UNTARGETED = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+_TARGETED = {"targeted": targeted, "dlr-targeted": dlr_targeted}
+
+
 def attack_loss(name: str, aux_weight: float = 0.0) -> Loss:
-    """The loss called `ce`, `margin`, `kl` (condition: reference) or `targeted` (condition: target), over heads as over_heads does."""
+    """The loss called `ce`, `margin`, `dlr`, `targeted` or `dlr-targeted` (condition: target), or `kl` (condition: reference).
+
+    It is summed over a network's heads as over_heads does.
+    """
 
     def loss(output: ModelOutput, y: Tensor, condition: Condition) -> Tensor:
         if name == "kl":
             heads = condition["reference"].unbind(1)
             clean = ModelOutput(heads[0], tuple(heads[1:]), output.features)
             return over_heads(kl, output, clean, aux_weight=aux_weight)
-        if name == "targeted":
-            return over_heads(lambda logits: targeted(logits, y, condition["target"]), output, aux_weight=aux_weight)
-        fn = {"ce": cross_entropy, "margin": margin}[name]
+        if name in _TARGETED:
+            return over_heads(lambda logits: _TARGETED[name](logits, y, condition["target"]), output, aux_weight=aux_weight)
+        fn = _UNTARGETED[name]
         return over_heads(lambda logits: fn(logits, y), output, aux_weight=aux_weight)
 
     return loss

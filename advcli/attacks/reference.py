@@ -40,6 +40,12 @@ class ReferenceAttack:
     part: Part
     num_classes: int
 
+    @property
+    def passes(self) -> int:
+        """Forwards and backwards of a robust example, weight gradients not counted (FAB takes some)."""
+        targets = min(9, self.num_classes - 1)
+        return {"apgd-ce": 204, "apgd-dlr": 204, "apgd-t": 203 * targets, "fab-t": 303 * targets, "square": 5004}[self.part]
+
     def __call__(self, surrogate: Surrogate, judge: Judge, x: Tensor, y: Tensor, draws: Draws, condition: Condition) -> Found:
         seed = int(draws.integers(2**31)[0])
         with torch.random.fork_rng(), warnings.catch_warnings(), _quiet("auto-attack"):

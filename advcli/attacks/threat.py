@@ -37,8 +37,14 @@ class Threat:
         radius = draws.sub("radius").uniform((1, 1, 1)) ** (1 / shape.numel())
         return (x + self.eps * radius * direction / l2(direction).clamp_min(_TINY)).clamp(*self.bounds)
 
-    def step(self, x_adv: Tensor, gradient: Tensor, size: float) -> Tensor:
-        """One step of that size along the steepest ascent of the norm: the sign (linf) or the normalised gradient (l2)."""
+    def surface_start(self, x: Tensor, draws: Draws) -> Tensor:
+        """A random point whose distance from x is eps, before the clamp to the box: where AutoAttack's APGD starts."""
+        noise = 2 * draws.uniform(x.shape[1:]) - 1 if self.norm == "linf" else draws.normal(x.shape[1:])
+        length = noise.abs().amax((1, 2, 3), keepdim=True) if self.norm == "linf" else l2(noise)
+        return (x + self.eps * noise / length.clamp_min(_TINY)).clamp(*self.bounds)
+
+    def step(self, x_adv: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
+        """A step of that size, a number or (N, 1, 1, 1), along the norm's steepest ascent: sign (linf), normalised gradient (l2)."""
         direction = gradient.sign() if self.norm == "linf" else gradient / l2(gradient).clamp_min(_TINY)
         return x_adv + size * direction
 

@@ -19,13 +19,16 @@ def attack(
     n: Annotated[
         int | None, typer.Option(min=1, help="Attack this many images, a seeded, stratified part; left out: all.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     split: Annotated[Literal["test", "train"], typer.Option()] = "test",
     data: Annotated[str | None, typer.Option(help="Another data set than the checkpoint's.", show_default=False)] = None,
     data_root: Annotated[str | None, typer.Option(help="Where it lies.", show_default=False)] = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2; left out: as trained.", show_default=False)] = None,
     eps: Annotated[str | None, typer.Option(help="Radius, such as 8/255; left out: as trained.", show_default=False)] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once; part of the evaluation's identity.")] = 128,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images at once; left out: what suits the device.", show_default=False)
+    ] = None,
+    engine: Annotated[Literal["native", "reference"], typer.Option(help="reference: suite aa by the authors' package.")] = "native",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 unless the verdict is trustworthy.")] = False,
     out: Out = None,
@@ -43,8 +46,8 @@ def attack(
 
     path = session.find_checkpoint(checkpoint)
     if checkpoint is None and not quiet:
-        terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}")
-    options = session.Options(path, suite, n, seed, split, data, data_root, norm, eps, batch_size, out, resume, device)
+        terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}", markup=False)
+    options = session.Options(path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device)
     with AttackProgress(quiet=quiet) as progress:
         folder, report = session.run(options, progress)
     print_json(report) if json else terminal.show_attack(report, str(folder))

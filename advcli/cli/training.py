@@ -34,7 +34,7 @@ def train_command(
             ("one step", f"{plan.seconds:.2f} s on {plan.device}, the first, so an upper estimate"),
         ]
         print_json(facts) if json else terminal.show_dry_run(
-            dump(plan.recipe), rows, f"about {total} of steps, measurements not counted; nothing was written"
+            dump(plan.recipe), rows, f"about {total} of steps, measurements not counted; no run folder was made"
         )
         return
     with TrainingProgress(quiet=quiet) as progress:

@@ -1,11 +1,12 @@
-"""Runs a suite against a checkpoint into a ledger, chunk by chunk, so that a kill loses at most the chunk in hand."""
+"""Runs a suite against a checkpoint into a ledger, attack by attack, so that a kill loses at most the images in hand."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,27 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advcli.attacks import Cost, Judge, Surrogate, Threat, measure_bound
+from advcli.attacks import Apgd, Cost, Fab, Judge, Surrogate, Threat, measure_bound
+from advcli.attacks.pool import Attempt, PooledAttack, Task, stream
 from advcli.data import Split, stratified_order, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
-from advcli.evaluation.suites import PROTOCOL, Entry, suite
+from advcli.evaluation.suites import PROTOCOL, Entry, notes, suite
 from advcli.evaluation.summary import summarise
 from advcli.models import Network, frozen
 from advcli.runs import atomic
 from advcli.runs.checkpoint import Loaded, versions
-from advcli.runs.ledger import Arrays, Ledger, merge
+from advcli.runs.ledger import Arrays, Ledger
 from advcli.training.device import set_precision
 
 _PROBE = 64  # images on which rounding is measured
 
 
 class Watcher(Protocol):
-    """Whoever shows progress: chunk by chunk, and attack by attack inside one."""
+    """Whoever shows progress. Units are images passed forward or backward; left is an upper estimate of those still to come."""
 
     def started(self, done: int, total: int) -> None: ...
     def attacking(self, name: str, survivors: int, of: int) -> None: ...
-    def advanced(self, done: int, images: int) -> None: ...
+    def advanced(self, done: int, spent: int, left: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,11 @@ class Job:
     threat: Threat
     eps_text: str
     suite: str
+    engine: str
     seed: int
     chunk: int
+    data: dict[str, Any] = field(default_factory=dict)  # the recipe's data part that the images come from, and which split
+    split: str = "test"
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides a verdict; its digest names the evaluation."""
@@ -59,6 +64,7 @@ class Job:
             "images_sha256": content.hexdigest(),
             "threat": asdict(self.threat),
             "suite": self.suite,
+            "engine": self.engine,
             "protocol": PROTOCOL,
             "seed": self.seed,
             "chunk": self.chunk,
@@ -88,7 +94,7 @@ def evaluate(job: Job, folder: Path | None, watcher: Watcher, *, device: torch.d
         try:
             _Run(job, identity, ledger, watcher, device).finish(folder)
         except KeyboardInterrupt:
-            what = "interrupted; every finished batch is saved"
+            what = "interrupted; every finished image is saved"
             raise InterruptedRunError(what, where=str(folder), next="the same command with --resume goes on from there") from None
     arrays, header = ledger.read()
     report = summarise(arrays, header)
@@ -129,125 +135,211 @@ def _claim(folder: Path, identity: dict[str, Any], ledger: Ledger, *, resume: bo
         raise UsageError(
             "the folder holds something else, and nothing is overwritten", where=str(folder), next="name another folder with --out"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(path, identity)
+    atomic.make_folder(folder)
+    if not path.is_file():
+        atomic.write_json(path, identity)
 
 
 class _Run:
+    """One evaluation in progress. Verdicts live in the ledger's shards; here is only what the next attack needs to know."""
+
     def __init__(self, job: Job, identity: dict[str, Any], ledger: Ledger, watcher: Watcher, device: torch.device) -> None:
         self.job, self.identity, self.ledger, self.watcher, self.device = job, identity, ledger, watcher, device
         set_precision("fp32", device)
         self.model = job.loaded.network.to(device).eval()
         self.images = job.images.to(device)
         self.cost = Cost()
-        self.entries = suite(job.suite).entries(job.threat, job.loaded.architecture.num_classes)
-        probe = to_float(self.images.images[:_PROBE])
+        self.entries = suite(job.suite, job.engine).entries(job.threat, job.loaded.architecture.num_classes)
+        probe = to_float(pick(self.images, _PROBE, job.seed).images)
         _check_logits(self.model, probe, job)
         self.judge = Judge(self.model, chunk=job.chunk, bound=measure_bound(self.model, probe), cost=self.cost)
 
     def finish(self, folder: Path) -> None:
-        """All chunks, then the whole ledger and the clock beside it."""
+        """Every attack on everybody it is due to, then the whole ledger and the clock beside it."""
         with frozen(self.model):
-            margins = self._clean()
-            right = torch.nonzero(~self.judge.broken(margins))[:, 0]
-            chunks = [right[i : i + self.job.chunk] for i in range(0, len(right), self.job.chunk)]
-            done = self.ledger.shards()
-            self.watcher.started(len(done), len(chunks))
-            for number, rows in enumerate(chunks):
-                if number not in done:
-                    self._chunk(number, rows, margins)
-                    self.watcher.advanced(number + 1, len(rows))
-        self._merge(len(chunks), margins, folder)
+            logits = self._clean_logits()
+            margins = self.judge.margins_of(logits, self.images.labels)
+            alive = ~self.judge.broken(margins)
+            correct, stored = alive.clone(), self._stored()
+            self.watcher.started(sum(len(ids) for ids in stored.values()), int(correct.sum()) * len(self.entries))
+            for position, entry in enumerate(self.entries):
+                due = torch.nonzero(alive if entry.on == "survivors" else correct)[:, 0]
+                self.watcher.attacking(entry.name, int(alive.sum()), len(alive))
+                alive[self._attack(position, entry, due, logits, alive, stored)] = False
+        self._merge(margins, folder)
 
-    def _clean(self) -> Tensor:
-        """(n,) clean margins of all images."""
-        size = self.job.chunk
-        images, labels = self.images.images, self.images.labels
-        parts = [self.judge.margins(to_float(images[i : i + size]), labels[i : i + size]) for i in range(0, len(labels), size)]
-        return torch.cat(parts)
+    def _clean_logits(self) -> Tensor:
+        """(n, K) float32, from which every attack takes its targets; nothing passes the clean images again."""
+        size, images = self.job.chunk, self.images.images
+        return torch.cat([self.judge.logits(to_float(images[i : i + size])) for i in range(0, len(images), size)])
 
-    def _chunk(self, number: int, rows: Tensor, margins: Tensor) -> None:
-        """Every attack of the suite on one chunk of correctly classified images, written as one shard."""
-        started, before = time.monotonic(), (self.cost.forwards, self.cost.backwards)
-        x, y, index = to_float(self.images.images[rows]), self.images.labels[rows], self.images.index[rows]
-        arrays: Arrays = {"index": index.cpu().numpy(), "label": y.cpu().numpy(), "clean_margin": margins[rows].cpu().numpy()}
-        alive = torch.ones(len(rows), dtype=torch.bool, device=x.device)
-        found_by = torch.full((len(rows),), -1, device=x.device)
-        kept = x.clone()
+    def _stored(self) -> dict[str, dict[int, bool]]:
+        """For each attack, the examples that shards of an earlier session already hold, and whether it broke them."""
+        stored: dict[str, dict[int, bool]] = {entry.name: {} for entry in self.entries}
+        for number in self.ledger.shards():
+            arrays, header = self.ledger.read_shard(number)
+            stored[header["entry"]] |= dict(zip(arrays["index"].tolist(), arrays["broken"].tolist(), strict=True))
+        return stored
+
+    def _attack(self, number: int, entry: Entry, due: Tensor, logits: Tensor, alive: Tensor, stored: dict[str, dict[int, bool]]) -> Tensor:
+        """Run one attack on the examples at positions due; returns the positions that it broke, in this session or an earlier one."""
+        known = stored[entry.name]
+        names = self.images.index[due].tolist()
+        done = torch.tensor([name in known for name in names], dtype=torch.bool, device=due.device)
+        broken = [due[[bool(known.get(name, False)) for name in names]]] if names else []
+        shard = _Shard(self, entry, number, alive)
+        before, later = self._units(), sum(e.attack.passes for e in self.entries[number + 1 :])
+        closed = int(done.sum())
+
+        def worked() -> None:
+            spent = self._units() - before - shard.units
+            left = max(0, (len(due) - closed) * entry.attack.passes - spent) + later * int(alive.sum())
+            self.watcher.advanced(closed, self._units(), left)
+
+        try:
+            for attempt in self._attempts(entry, due, done, logits, worked):
+                final = attempt.final
+                rows = due[attempt.positions[final]]
+                broken.append(rows[attempt.found.broken[final]])
+                closed += len(rows)
+                shard.add(rows, attempt, final)
+                worked()
+        finally:
+            shard.write()  # what is finished is kept, whatever ends the loop
+        return torch.cat(broken) if broken else due[:0]
+
+    def _units(self) -> int:
+        return self.cost.forwards + self.cost.backwards
+
+    def _attempts(self, entry: Entry, due: Tensor, done: Tensor, logits: Tensor, worked: Callable[[], None]) -> Iterator[Attempt]:
+        """Attempts with positions in due. The authors' package draws by batch, so its batches are cut before what is done is left out."""
+        surrogate = Surrogate(self.model.trace, self.cost)
+        if isinstance(entry.attack, PooledAttack):
+            todo = torch.nonzero(~done)[:, 0]
+            for attempt in stream(entry.attack, surrogate, self.judge, self._task(entry, due[todo], logits), worked):
+                yield attempt._replace(positions=todo[attempt.positions])
+            return
+        for part in torch.split(torch.arange(len(due), device=due.device), self.job.chunk):
+            if not bool(done[part].all()):
+                task = self._task(entry, due[part], logits)
+                before = (self.cost.forwards, self.cost.backwards)
+                found = entry.attack(surrogate, self.judge, task.images(torch.arange(len(part))), task.labels, task.draws, {})
+                forwards, backwards = (
+                    torch.full_like(part, (now - then) // len(part)) for now, then in zip(self._passes(), before, strict=True)
+                )
+                yield Attempt(part, found, torch.zeros_like(part), forwards, backwards, torch.ones_like(found.broken))
+
+    def _passes(self) -> tuple[int, int]:
+        return self.cost.forwards, self.cost.backwards
+
+    def _task(self, entry: Entry, rows: Tensor, logits: Tensor) -> Task:
+        draws = Draws(self.job.seed, self.images.index[rows], f"attack/{entry.name}")
+        return Task(lambda pick: to_float(self.images.images[rows[pick]]), self.images.labels[rows], draws, {"logits": logits[rows]})
+
+    def _merge(self, margins: Tensor, folder: Path) -> None:
+        """Join the shards, attack by attack, into one table of all examples, and write it and the clock."""
+        index = self.images.index.cpu().numpy()
+        table: Arrays = {"index": index, "label": self.images.labels.cpu().numpy(), "clean_margin": margins.cpu().numpy()}
+        shards = [self.ledger.read_shard(number) for number in self.ledger.shards()]
+        n, place = len(index), {name: row for row, name in enumerate(index.tolist())}
+        table["found_by"] = np.full(n, -1)
+        adversarial: dict[int, Any] = {}
         for position, entry in enumerate(self.entries):
-            self.watcher.attacking(entry.name, int(alive.sum()), len(rows))
-            target = alive if entry.on == "survivors" else torch.ones_like(alive)
-            result = self._attack(entry, x, y, index, target)
-            arrays |= {f"{key}.{entry.name}": value.cpu().numpy() for key, value in result.items() if key != "x_adv"}
-            first = result["broken"] & alive
-            kept = torch.where(first[:, None, None, None], result["x_adv"], kept)
-            found_by[first] = position
-            alive &= ~result["broken"]
-        broken = found_by >= 0
-        arrays |= {
-            "found_by": found_by.cpu().numpy(),
-            "adversarial": kept[broken].cpu().numpy(),
-            "adversarial_index": index[broken].cpu().numpy(),
-        }
-        spent = {"forwards": self.cost.forwards - before[0], "backwards": self.cost.backwards - before[1]}
-        self.ledger.write_shard(number, arrays, {"digest": self.identity["digest"], "cost": spent, "seconds": time.monotonic() - started})
-
-    def _attack(self, entry: Entry, x: Tensor, y: Tensor, index: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """One attack on the examples of target (N,) bool; rows (N, ...) for all, with `not attacked` where it was not."""
-        n = len(x)
-        nothing, never = torch.full((n,), torch.nan, device=x.device), torch.full((n,), -1, device=x.device)
-        result = {"x_adv": x.clone(), "broken": torch.zeros_like(target), "steps": never, "margin": nothing}
-        if target.any():
-            draws = Draws(self.job.seed, index[target], f"attack/{entry.name}")
-            found = entry.attack(Surrogate(self.model.trace, self.cost), self.judge, x[target], y[target], draws, {})
-            for key, value in zip(
-                ("x_adv", "broken", "steps", "margin"), (found.x_adv, found.broken, found.steps, found.margins), strict=True
-            ):
-                result[key][target] = value
-        return result
-
-    def _merge(self, shards: int, margins: Tensor, folder: Path) -> None:
-        """Join the shards with the images that were wrong from the start, and write ledger and clock."""
-        read = [self.ledger.read_shard(number) for number in range(shards)]
-        wrong = self.judge.broken(margins).cpu().numpy()
-        labels, index = self.images.labels.cpu().numpy()[wrong], self.images.index.cpu().numpy()[wrong]
-        n, shape = len(index), tuple(self.images.images.shape[1:])
-        rest: Arrays = {"index": index, "label": labels, "clean_margin": margins.cpu().numpy()[wrong], "found_by": np.full(n, -1)}
-        rest |= {"adversarial": np.zeros((0, *shape), np.float32), "adversarial_index": np.zeros(0, np.int64)}
-        for entry in self.entries:
-            rest |= {
-                f"broken.{entry.name}": np.zeros(n, bool),
-                f"steps.{entry.name}": np.full(n, -1),
-                f"margin.{entry.name}": np.full(n, np.nan, np.float32),
+            columns: Arrays = {"broken": np.zeros(n, bool), "margin": np.full(n, np.nan, np.float32)}
+            columns |= {
+                "steps": np.full(n, -1),
+                "run": np.full(n, -1),
+                "forwards": np.zeros(n, np.int64),
+                "backwards": np.zeros(n, np.int64),
             }
-        spent = [{"forwards": len(margins), "backwards": 0}, *(header["cost"] for _, header in read)]
-        cost = {key: sum(part[key] for part in spent) for key in ("forwards", "backwards")}
-        self.ledger.finish(merge([rest, *(arrays for arrays, _ in read)]), self._header(cost))
-        seconds = round(sum(header["seconds"] for _, header in read), 3)
+            for arrays, header in shards:
+                if header["entry"] == entry.name:
+                    rows = np.array([place[name] for name in arrays["index"].tolist()], np.int64)
+                    for key, column in columns.items():
+                        column[rows] = arrays[key]
+                    adversarial |= dict(zip(arrays["adversarial_index"].tolist(), arrays["adversarial"], strict=True))
+            table |= {f"{key}.{entry.name}": column for key, column in columns.items()}
+            table["found_by"] = np.where((table["found_by"] < 0) & columns["broken"], position, table["found_by"])
+        names = sorted(adversarial)
+        table["adversarial_index"] = np.array(names, np.int64)
+        table["adversarial"] = (
+            np.stack([adversarial[name] for name in names]) if names else np.zeros((0, *self.images.images.shape[1:]), np.float32)
+        )
+        self.ledger.finish(table, self._header())
+        seconds = round(sum(header["seconds"] for _, header in shards), 3)
         atomic.write_json(folder / "timing.json", {"seconds": seconds, "device": str(self.device), "threads": torch.get_num_threads()})
 
-    def _header(self, cost: dict[str, int]) -> dict[str, Any]:
+    def _header(self) -> dict[str, Any]:
         job = self.job
         return {
             "checkpoint": str(job.loaded.path),
             "classes": job.loaded.header["classes"],
             "threat": {"norm": job.threat.norm, "eps": job.eps_text, "bounds": list(job.threat.bounds)},
+            "data": job.data,
+            "split": job.split,
             "suite": job.suite,
-            "protocol": f"{job.suite}/{PROTOCOL}",
+            "protocol": f"{job.suite}/{PROTOCOL} {job.engine}",
+            "notes": self._notes(),
             "identity": self.identity,
             "bound": self.judge.bound,
-            "cost": cost,
             "versions": versions(),
-            "entries": [{"name": e.name, "on": e.on, "readings": e.readings or ((e.name, 2**31),)} for e in self.entries],
+            "entries": [self._describe(entry) for entry in self.entries],
         }
+
+    def _notes(self) -> list[str]:
+        """What a reader of the numbers must know."""
+        job = self.job
+        few = notes(job.suite, job.loaded.architecture.num_classes) if job.engine == "native" else []
+        return few + (["training images: the network has seen them, so this is an upper bound"] if job.split == "train" else [])
+
+    def _describe(self, entry: Entry) -> dict[str, Any]:
+        targeted = isinstance(entry.attack, Apgd | Fab) and entry.attack.is_targeted
+        readings = entry.readings or ((entry.name, 2**31),)
+        return {"name": entry.name, "about": entry.about, "on": entry.on, "targeted": targeted, "readings": readings}
+
+
+class _Shard:
+    """Finished examples of one attack, written whenever a chunk of them has come together."""
+
+    def __init__(self, run: _Run, entry: Entry, position: int, alive: Tensor) -> None:
+        self.run, self.entry, self.alive = run, entry, alive
+        self.parts: list[Arrays] = []
+        self.units = 0  # passes that finished examples took
+        self.clock = time.monotonic()
+
+    def add(self, rows: Tensor, attempt: Attempt, final: Tensor) -> None:
+        """rows: positions of the examples that the attempt closes. The adversarial image is kept where nothing broke the example before."""
+        found, broken = attempt.found, attempt.found.broken[final]
+        index = self.run.images.index[rows]
+        kept = broken & self.alive[rows]
+        values = {"index": index, "broken": broken, "margin": found.margins[final], "steps": found.steps[final], "run": attempt.runs[final]}
+        values |= {"forwards": attempt.forwards[final], "backwards": attempt.backwards[final]}
+        values |= {"adversarial": found.x_adv[final][kept], "adversarial_index": index[kept]}
+        self.parts.append({key: value.cpu().numpy() for key, value in values.items()})
+        self.units += int(attempt.forwards[final].sum() + attempt.backwards[final].sum())
+        if sum(len(part["index"]) for part in self.parts) >= self.run.job.chunk:
+            self.write()
+
+    def write(self) -> None:
+        parts, self.parts = [part for part in self.parts if len(part["index"])], []
+        if parts:
+            now = time.monotonic()
+            arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+            header = {"digest": self.run.identity["digest"], "entry": self.entry.name, "seconds": now - self.clock}
+            self.run.ledger.write_shard(max(self.run.ledger.shards(), default=-1) + 1, arrays, header)
+            self.clock = now
 
 
 @torch.no_grad()
 def _check_logits(model: Network, images: Tensor, job: Job) -> None:
-    """Before hours are spent: logits are finite and of the right number, and two forwards agree."""
-    logits = model(images)
+    """Before hours are spent: logits are finite, of the right number, and the same when asked twice."""
+    logits, again = model(images), model(images)
     where, classes = str(job.loaded.path), len(job.loaded.header["classes"])
     if logits.shape != (len(images), classes):
         raise CheckpointError(f"the network returns {tuple(logits.shape)} for {len(images)} images of {classes} classes", where=where)
     if not bool(torch.isfinite(logits).all()):
         raise CheckpointError("the network's outputs are not finite numbers", where=where, next="its weights are broken: train it again")
+    if not torch.equal(logits, again):
+        raise CheckpointError(
+            "the network answers differently when asked twice", where=where, next="random networks cannot be judged by this version"
+        )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from advcli.attacks import Threat
 from advcli.data import Split, load_test
@@ -12,10 +15,11 @@ from advcli.errors import CheckFailedError, DataError, UsageError
 from advcli.evaluation.engine import Job, Watcher, evaluate, pick
 from advcli.evaluation.suites import suite
 from advcli.recipe.number import parse_number
-from advcli.recipe.schema import Data
+from advcli.recipe.schema import DATA_SETS, Data
 from advcli.recipe.schema import Threat as ThreatPart
 from advcli.runs.checkpoint import Loaded, load_network
 from advcli.runs.folder import newest_checkpoint
+from advcli.training.cost import forward_flops
 from advcli.training.device import pick_device
 
 
@@ -32,7 +36,8 @@ class Options:
     data_root: str | None = None
     norm: str | None = None
     eps: str | None = None
-    batch_size: int = 128
+    batch_size: int | None = None
+    engine: str = "native"
     out: Path | None = None
     resume: bool = False
     device: str = "auto"
@@ -47,12 +52,26 @@ def find_checkpoint(given: Path | None) -> Path:
 
 def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     """(evaluation folder, report)."""
-    suite(options.suite)  # an unknown name is refused before anything is loaded
-    loaded = load_network(find_checkpoint(options.checkpoint))
+    suite(options.suite, options.engine)  # an unknown name is refused before anything is loaded
+    loaded = load_network(options.checkpoint or find_checkpoint(None))
     threat, eps_text = _threat(loaded, options)
-    images = pick(_images(loaded, options), options.n, options.seed)
-    job = Job(loaded, images, threat, eps_text, options.suite, options.seed, options.batch_size)
-    return evaluate(job, options.out, watcher, device=pick_device(options.device), resume=options.resume)
+    split, data = _images(loaded, options)
+    images = pick(split, options.n, options.seed)
+    device = pick_device(options.device)
+    chunk = options.batch_size or default_chunk(loaded, len(images), device)
+    job = Job(loaded, images, threat, eps_text, options.suite, options.engine, options.seed, chunk, data, options.split)
+    return evaluate(job, options.out, watcher, device=device, resume=options.resume)
+
+
+def default_chunk(loaded: Loaded, n: int, device: torch.device) -> int:
+    """Images at once: 512 on an accelerator; on a CPU, which fills up sooner, about 4 GFLOP a forward, between 32 and 128.
+
+    A quarter of the images at most, for the pool is never smaller than this, however few still stand.
+    """
+    a = loaded.architecture
+    flops = forward_flops(loaded.network, torch.zeros(1, a.channels, a.size, a.size))
+    full = 512 if device.type != "cpu" else min(128, max(32, 2 ** round(math.log2(4e9 / max(1, flops)))))
+    return int(min(full, max(8, 2 ** math.ceil(math.log2(max(1, n / 4))))))
 
 
 def check_trustworthy(report: dict[str, Any]) -> None:
@@ -63,7 +82,10 @@ def check_trustworthy(report: dict[str, Any]) -> None:
 
 
 def _threat(loaded: Loaded, options: Options) -> tuple[Threat, str]:
-    stored = loaded.header.get("threat", {})
+    stored = loaded.header["threat"]
+    if options.norm in ("linf", "l2") and options.norm != stored.get("norm") and options.eps is None:
+        what = f"the checkpoint's eps is for {stored.get('norm')}; another norm needs a radius of its own"
+        raise UsageError(what, where="--norm", next="add --eps, such as --norm l2 --eps 128/255")
     try:
         eps = parse_number(options.eps if options.eps is not None else stored.get("eps", "8/255"))
         part = ThreatPart.model_validate({"norm": options.norm or stored.get("norm", "linf"), "eps": eps})
@@ -83,8 +105,8 @@ def _threat(loaded: Loaded, options: Options) -> tuple[Threat, str]:
     return Threat(part.norm, float(part.eps)), part.eps.text
 
 
-def _images(loaded: Loaded, options: Options) -> Split:
-    """The split that the checkpoint, or an option, names; DataError where it does not fit the network."""
+def _images(loaded: Loaded, options: Options) -> tuple[Split, dict[str, Any]]:
+    """The split that the checkpoint, or an option, names, and where it is from; DataError where it does not fit the network."""
     stored = loaded.header.get("data")
     fields = dict(stored) if isinstance(stored, dict) and options.data in (None, stored.get("name")) else {"name": options.data}
     if options.data_root is not None:
@@ -95,7 +117,7 @@ def _images(loaded: Loaded, options: Options) -> Split:
         raise UsageError(
             f"the data set {fields.get('name')!r} is not known",
             where="--data",
-            next="name one of digits, cifar10, cifar100, svhn, tiny-imagenet, folder",
+            next=f"name one of {', '.join(DATA_SETS)}",
         ) from None
     if data.name == "folder" and data.root is None:
         raise UsageError("a folder of images needs its place", where="--data-root")
@@ -111,7 +133,7 @@ def _images(loaded: Loaded, options: Options) -> Split:
     shape, takes = tuple(split.images.shape[1:]), (a.channels, a.size, a.size)
     if shape != takes:
         raise DataError(f"images are {shape} (channels, height, width), and the network takes {takes}", where=data.name)
-    return split
+    return split, data.model_dump(mode="json")
 
 
 def _few(names: tuple[str, ...]) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from advcli.attacks import Attack, Pgd, Threat, cw, fgsm, mim
+from advcli.attacks import Apgd, Fab, Pgd, Square, Threat, cw, fgsm, mim
 from advcli.attacks.losses import attack_loss
+from advcli.attacks.pool import PooledAttack
 from advcli.attacks.reference import ReferenceAttack, standard_parts
 from advcli.errors import UsageError
 
@@ -19,12 +20,13 @@ PROTOCOL = 1
 class Entry:
     """One attack of a suite.
 
-    on: `all` correctly classified images, or the `survivors` of the entries before it. readings: accuracies read off one run
-    of the attack, name to the number of steps; None: the attack's own name and all its steps.
+    about: the attack in words, for `verify --explain`. on: `all` correctly classified images, or the `survivors` of the entries
+    before it. readings: accuracies read off one run of the attack, name to the number of steps; None: its own name, all its steps.
     """
 
     name: str
-    attack: Attack
+    attack: PooledAttack | ReferenceAttack
+    about: str
     on: Literal["all", "survivors"] = "all"
     readings: tuple[tuple[str, int], ...] | None = None
 
@@ -36,12 +38,23 @@ class Suite:
     entries: Callable[[Threat, int], tuple[Entry, ...]]
 
 
+def _pgd(name: str, threat: Threat, steps: int, size: float, label: str, readings: tuple[tuple[str, int], ...] | None = None) -> Entry:
+    about = f"PGD on the cross-entropy, {steps} steps of {label}, uniform start"
+    return Entry(name, Pgd(threat, attack_loss("ce"), steps=steps, step_size=size), about, readings=readings)
+
+
+def _cw(name: str, threat: Threat, steps: int, size: float, label: str) -> Entry:
+    return Entry(
+        name, cw(threat, steps=steps, step_size=size), f"PGD on the Carlini-Wagner margin, {steps} steps of {label}, uniform start"
+    )
+
+
 def _quick(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
     size = threat.eps / 4
     return (
-        Entry("fgsm", fgsm(threat)),
-        Entry("pgd-20", Pgd(threat, attack_loss("ce"), steps=20, step_size=size)),
-        Entry("cw-30", cw(threat, steps=30, step_size=size)),
+        Entry("fgsm", fgsm(threat), "one step of eps on the cross-entropy"),
+        _pgd("pgd-20", threat, 20, size, "eps/4"),
+        _cw("cw-30", threat, 30, size, "eps/4"),
     )
 
 
@@ -49,25 +62,40 @@ def _paper(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
     """AGAIN and StayFocused: step eps/10 (0.8/255) and eps/4 (2/255 at 8/255). ANCRA: step 0.007 at 8/255, in proportion elsewhere."""
     tenth, quarter, ancra = threat.eps / 10, threat.eps / 4, 0.007 * threat.eps / (8 / 255)
     return (
-        Entry("fgsm", fgsm(threat)),
+        Entry("fgsm", fgsm(threat), "one step of eps on the cross-entropy"),
         _pgd_family(threat, "eps/10", tenth),
         _pgd_family(threat, "eps/4", quarter),
-        Entry("cw-30@eps/10", cw(threat, steps=30, step_size=tenth)),
-        Entry("mim-20@eps/10", mim(threat, steps=20, step_size=tenth)),
-        Entry("fgsm-rs", fgsm(threat, start="uniform")),
-        Entry("pgd-40@0.007", Pgd(threat, attack_loss("ce"), steps=40, step_size=ancra)),
-        Entry("cw-40@0.007", cw(threat, steps=40, step_size=ancra)),
+        _cw("cw-30@eps/10", threat, 30, tenth, "eps/10"),
+        Entry(
+            "mim-20@eps/10", mim(threat, steps=20, step_size=tenth), "momentum iterative method on the cross-entropy, 20 steps of eps/10"
+        ),
+        Entry("fgsm-rs", fgsm(threat, start="uniform"), "one step of eps on the cross-entropy after a uniform start"),
+        _pgd("pgd-40@0.007", threat, 40, ancra, "0.007 at eps 8/255"),
+        _cw("cw-40@0.007", threat, 40, ancra, "0.007 at eps 8/255"),
     )
 
 
 def _pgd_family(threat: Threat, label: str, size: float) -> Entry:
     """PGD-10, 20, 50 and 100 from one start are one ascent, read at four places."""
-    attack = Pgd(threat, attack_loss("ce"), steps=100, step_size=size)
-    return Entry(f"pgd-100@{label}", attack, readings=tuple((f"pgd-{k}@{label}", k) for k in (10, 20, 50, 100)))
+    return _pgd(f"pgd-100@{label}", threat, 100, size, label, tuple((f"pgd-{k}@{label}", k) for k in (10, 20, 50, 100)))
 
 
 def _aa(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
-    return tuple(Entry(part, ReferenceAttack(threat, part, num_classes), on="survivors") for part in standard_parts(num_classes))
+    """Standard AutoAttack (Croce, Hein 2020), native. Below four classes its targeted DLR loss is not defined: the margin instead."""
+    targets = min(9, num_classes - 1)
+    loss: Literal["dlr-targeted", "targeted"] = "dlr-targeted" if num_classes >= 4 else "targeted"
+    words = "targeted DLR loss" if num_classes >= 4 else "targeted margin"
+    return (
+        Entry("apgd-ce", Apgd(threat, "ce"), "Auto-PGD on the cross-entropy, 100 steps", on="survivors"),
+        Entry("apgd-t", Apgd(threat, loss, targets=targets), f"Auto-PGD on the {words}, 100 steps", on="survivors"),
+        Entry("fab-t", Fab(threat, targets=targets), "FAB on the targeted margin, 100 steps", on="survivors"),
+        Entry("square", Square(threat), "Square Attack on the margin, 5,000 queries", on="survivors"),
+    )
+
+
+def _aa_reference(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
+    parts = standard_parts(num_classes)
+    return tuple(Entry(part, ReferenceAttack(threat, part, num_classes), f"pyautoattack's {part}", on="survivors") for part in parts)
 
 
 SUITES = {
@@ -80,7 +108,23 @@ SUITES = {
 }
 
 
-def suite(name: str) -> Suite:
+REFERENCE = {"aa": Suite("aa", "standard AutoAttack as the authors' package runs it", _aa_reference)}
+
+
+def notes(name: str, num_classes: int) -> list[str]:
+    """What a reader of the suite's numbers must know."""
+    few = name == "aa" and num_classes < 4
+    return [f"{num_classes} classes: the targeted DLR loss needs four, so apgd-t follows the margin"] if few else []
+
+
+def suite(name: str, engine: str = "native") -> Suite:
+    """The suite of that name; engine `reference` has it run by pyautoattack, where that has it."""
+    if engine == "reference" and name in SUITES:
+        if name not in REFERENCE:
+            raise UsageError(
+                f"suite {name} has no reference engine", where="--engine", next=f"--engine reference runs {', '.join(REFERENCE)}"
+            )
+        return REFERENCE[name]
     if name not in SUITES:
         raise UsageError(f"there is no suite {name!r}", where="--suite", next="; ".join(f"{s.name}: {s.about}" for s in SUITES.values()))
     return SUITES[name]

@@ -32,6 +32,8 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
     classes = _per_class(ledger["label"], correct, robust, header["classes"])
     return {
         "checkpoint": header["checkpoint"],
+        "data": header["data"].get("name"),
+        "split": header["split"],
         "threat": header["threat"],
         "suite": header["suite"],
         "protocol": header["protocol"],
@@ -44,11 +46,17 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "per_class": classes,
         "worst_class": min(classes, key=lambda name: classes[name]["robust"]) if classes else None,
         "borderline": int(near.sum()),
-        "forwards": header["cost"]["forwards"],
-        "backwards": header["cost"]["backwards"],
+        "forwards": n + _total(ledger, header, "forwards"),
+        "backwards": _total(ledger, header, "backwards"),
+        "notes": header["notes"],
         "flags": raised,
-        "verdict": masking.verdict(header["suite"], raised),
+        "verdict": masking.verdict(header["suite"], header["split"], raised),
     }
+
+
+def _total(ledger: Arrays, header: dict[str, Any], what: str) -> int:
+    """Passes over all attacks, what each example took itself; padding and idle rows are not in it."""
+    return int(sum(ledger[f"{what}.{entry['name']}"].sum() for entry in header["entries"]))
 
 
 def _borderline(ledger: Arrays, entries: Sequence[dict[str, Any]], bound: float) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
@@ -47,9 +48,25 @@ def parse(text: str, *, source: str = "recipe", overrides: Sequence[str] = ()) -
         problems = [(path, False, message) for path, message in combination_problems(recipe)]
     except ValidationError as error:
         problems = [_explain(detail) for detail in error.errors(include_url=False)]
+        problems += _combinations_of_the_rest(document.value, [path for path, _, _ in problems])
     if problems:
         raise RecipeError(list(_place(problems, document, source, changed)), next=_NEXT)
     return recipe
+
+
+def _combinations_of_the_rest(value: dict[Any, Any], faulty: list[Path]) -> list[tuple[Path, bool, str]]:
+    """Combination problems of a recipe without its faulty keys, where it is one without them: all problems at once."""
+    rest = copy.deepcopy(value)
+    for path in faulty:
+        holder: Any = rest
+        for word in path[:-1]:
+            holder = _child(holder, word)
+        if isinstance(holder, dict):
+            holder.pop(path[-1], None)
+    try:
+        return [(path, False, message) for path, message in combination_problems(Recipe.model_validate(rest))]
+    except ValidationError:
+        return []
 
 
 class _Dumper(yaml.SafeDumper):

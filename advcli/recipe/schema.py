@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -23,8 +23,10 @@ Flag = Annotated[bool, Field(strict=True)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 Path = tuple[str | int, ...]
-ARCHITECTURES = ("small-cnn", "resnet18", "preact-resnet18", "wrn-28-10", "wrn-34-10", "vgg16-bn")
-DATA_SETS = ("digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder")
+DataName = Literal["digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder"]
+ArchName = Literal["small-cnn", "resnet18", "preact-resnet18", "wrn-28-10", "wrn-34-10", "vgg16-bn"]
+DATA_SETS: tuple[str, ...] = get_args(DataName)
+ARCHITECTURES: tuple[str, ...] = get_args(ArchName)
 
 
 class Part(BaseModel):
@@ -34,7 +36,7 @@ class Part(BaseModel):
 class Data(Part):
     """The data set and the parts of it that are used; limit and validation are stratified and fixed by the recipe's seed."""
 
-    name: Literal["digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder"]
+    name: DataName
     root: str | None = Field(None, description="where it lies; ~/.cache/advcli/data where left out; needed for folder")
     size: Count | None = Field(None, description="folder only: side in pixels that images are resized to; left out: as they are")
     limit: Count | None = Field(None, description="use this many training images, stratified")
@@ -51,7 +53,7 @@ class Threat(Part):
 
 
 class Model(Part):
-    arch: Literal["small-cnn", "resnet18", "preact-resnet18", "wrn-28-10", "wrn-34-10", "vgg16-bn"]
+    arch: ArchName
     width: Positive = Field(Number(1.0, "1.0"), description="multiplies the channels of every stage")
     init: str | None = Field(None, description="checkpoint whose weights training starts from")
     mean: tuple[Number, ...] | None = Field(None, description="normalisation inside the model, a value a channel; left out: none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from advcli.report.terminal import ERR, percent
 
@@ -35,13 +35,7 @@ class _Display:
         if done and not self.quiet:
             ERR.print(f"going on after {unit} {done} of {total}")
         if ERR.is_terminal and not self.quiet:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-            )
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"))
             self.bar = Progress(*columns, console=ERR, transient=True)
             self.task = self.bar.add_task(what, total=total, completed=done, rate="")
             self.bar.start()
@@ -49,7 +43,7 @@ class _Display:
     def move(self, done: int, images: int) -> None:
         self.images += images
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, rate=f"{self.rate():.0f} img/s")
+            self.bar.update(self.task, completed=done, rate=f"{done}/{self.total}, {self.rate():.0f} img/s, {self.left(done)} left")
 
     def rate(self) -> float:
         """Images a second since the start of this session."""
@@ -89,19 +83,24 @@ class TrainingProgress(_Display):
 
 
 class AttackProgress(_Display):
+    """The time left is estimated from passes: what each attack costs an image that nothing breaks, for every image that still stands."""
+
     def started(self, done: int, total: int) -> None:
-        self.begin("attacking", "batch", done, total)
-        self.done = done
+        self.begin("attacking", "verdict", done, total)
+        self.name, self.standing = "", ""
 
     def attacking(self, name: str, survivors: int, of: int) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, description=f"{name}, {survivors} of {of} left")
-        else:
-            self.line(f"batch {self.done + 1} of {self.total}: {name}, {survivors} of {of} left, {self.left(self.done)} to go")
+        self.name, self.standing = name, f"{survivors} of {of} stand"
 
-    def advanced(self, done: int, images: int) -> None:
-        self.done = done
-        self.move(done, images)
+    def advanced(self, done: int, spent: int, left: int) -> None:
+        elapsed = time.monotonic() - self.began
+        remaining = duration(elapsed / spent * left) if spent else "?"
+        if self.bar is not None:
+            self.bar.update(
+                self.task, description=f"{self.name}, {self.standing}", completed=spent, total=spent + left, rate=f"{remaining} left"
+            )
+        else:
+            self.line(f"{self.name}: {done} images done, {self.standing}, {remaining} left")
 
 
 def duration(seconds: float) -> str:

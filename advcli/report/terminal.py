@@ -40,17 +40,19 @@ def interval(fraction: float, n: int) -> str:
 def show_attack(report: Mapping[str, Any], folder: str) -> None:
     """The table of an evaluation; the last line is the headline with its verdict."""
     threat, n = report["threat"], report["n"]
-    table = Table(
-        title=escape(f"{report['checkpoint']}\n{threat['norm']} eps {threat['eps']}, suite {report['suite']}, n = {n}"),
-        title_justify="left",
-    )
+    OUT.print(escape(str(report["checkpoint"])), soft_wrap=True)
+    what = f"{threat['norm']} eps {threat['eps']}, suite {report['suite']}, {report['data']} {report['split']}, n = {n}"
+    OUT.print(escape(what), soft_wrap=True)
+    table = Table()
     for name, justify in (("attack", "left"), ("on", "left"), ("accuracy %", "right"), ("95 % interval", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_row("none (clean)", "all", percent(report["clean"]), interval(report["clean"], n))
     for name, row in report["attacks"].items():
         table.add_row(name, row["on"], percent(row["accuracy"]), interval(row["accuracy"], n))
     OUT.print(table)
     _show_classes(report)
+    for note in report["notes"]:
+        OUT.print(f"note {escape(note)}")
     for flag in report["flags"]:
         OUT.print(f"[red]flag[/red] {escape(flag['name'])}: {escape(flag['message'])} ({percent(flag['value'])} points)")
     took = f" in {report['seconds']:.0f} s" if report.get("seconds") is not None else ""
@@ -63,6 +65,27 @@ def show_attack(report: Mapping[str, Any], folder: str) -> None:
     }
     bounds = escape(interval(report["robust"], n))
     OUT.print(f"[bold]robust {percent(report['robust'])} %[/bold] {bounds} {kind[report['verdict']]}")
+
+
+def show_verification(result: Mapping[str, Any], folder: str) -> None:
+    """How many receipts were checked and how many hold."""
+    how = "rounded to 8 bits" if result["quantize"] else "as stored"
+    OUT.print(f"receipt {escape(folder)}: {result['checked']} adversarial images checked in float32, {how}")
+    held = "all hold" if not result["failures"] else f"{len(result['failures'])} do not hold"
+    OUT.print(f"[bold]robust {percent(result['robust'])} %[/bold]: {held}")
+
+
+def show_explanation(story: Mapping[str, Any]) -> None:
+    """What each attack did to one image, the one whose example is kept last."""
+    threat = story["threat"]
+    OUT.print(f"image {story['index']}, class {escape(story['label'])}, {threat['norm']} eps {threat['eps']}")
+    OUT.print(f"clean margin {-story['clean_margin']:.4f} (over 0: classified right)")
+    for row in story["attacks"]:
+        target = f" towards {row['target']}" if "target" in row else ""
+        outcome = f"broken at step {row['steps']}" if row["broken"] else "not broken"
+        OUT.print(escape(f"{row['name']} ({row['about']}): {outcome}{target}, run {row['run'] + 1}, margin {-row['margin']:.4f}"))
+    last = f"broken by {story['found_by']}" if story["found_by"] else "robust" if story["robust"] else "wrong without an attack"
+    OUT.print(f"[bold]{escape(last)}[/bold]")
 
 
 def _show_classes(report: Mapping[str, Any]) -> None:

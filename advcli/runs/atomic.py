@@ -33,6 +33,16 @@ def is_free(folder: Path) -> bool:
     return not folder.exists() or (folder.is_dir() and all(path.name.endswith(".partial") for path in folder.iterdir()))
 
 
+def make_folder(folder: Path) -> None:
+    """The folder with all above it; ResourceError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot make a folder: {error.strerror or error}", where=str(folder), next="--out names another place"
+        ) from None
+
+
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 

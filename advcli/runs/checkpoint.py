@@ -62,6 +62,11 @@ def load_network(path: Path) -> Loaded:
     except (KeyError, ValueError, UsageError) as error:
         raise CheckpointError(f"the header describes no known network: {error}", where=str(path)) from None
     check_fit(expected, {name: tuple(t.shape) for name, t in tensors.items()}, str(path))
+    classes = header.get("classes")
+    if not isinstance(classes, list) or len(classes) != architecture.num_classes or not all(isinstance(name, str) for name in classes):
+        raise CheckpointError(f"the header does not name the {architecture.num_classes} classes", where=str(path))
+    if not all(isinstance(header.get(part), dict) for part in ("threat", "data")):
+        raise CheckpointError("the header lacks the threat or the data set", where=str(path))
     network = build(architecture)
     network.load_state_dict(tensors)
     return Loaded(network.eval(), architecture, header, path)

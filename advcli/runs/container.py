@@ -45,7 +45,9 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], bytes]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(f"there is no such {kind}", where=str(path), next="advcli adv-train writes checkpoints under runs/") from None
+        raise CheckpointError(
+            f"there is no such {kind} file", where=str(path), next="advcli adv-train writes checkpoints under runs/"
+        ) from None
     except OSError as error:
         raise CheckpointError(f"cannot read this {kind}: {error.strerror}", where=str(path)) from None
     header = _header(data, path)

@@ -20,9 +20,9 @@ def create(name: str, out: Path | None) -> Path:
     """A new folder: out, which must not hold anything yet, else runs/NAME, runs/NAME-2, ..."""
     if out is not None:
         check_free(out)
-        out.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(out)
         return out
-    RUNS.mkdir(exist_ok=True)
+    atomic.make_folder(RUNS)
     number = 1
     while True:
         folder = RUNS / (name if number == 1 else f"{name}-{number}")

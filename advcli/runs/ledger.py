@@ -1,9 +1,10 @@
 """Ledgers: verdicts and adversarial examples, one row an example. Immutable shards while an evaluation runs, one file at its end.
 
-Columns (first axis: examples, in ascending order of `index` in the final file): index, label int64; clean_margin float32;
-for each attack `broken.NAME` bool, `steps.NAME` int64 (-1: not found) and `margin.NAME` float32 (NaN: not attacked); found_by
-int64, the position of the attack whose example is kept, -1 none. adversarial float32 (M, C, H, W) holds those examples, in
-the order of adversarial_index (M,). Reading needs numpy alone.
+Columns of the final file (first axis: examples, in ascending order of `index`): index, label int64; clean_margin float32;
+found_by int64, the position of the attack whose example is kept, -1 none; and for each attack `broken.NAME` bool, `steps.NAME`
+int64 (-1: not found), `run.NAME` int64 (restart or target number, -1: not attacked), `margin.NAME` float32 (NaN: not attacked),
+`forwards.NAME` and `backwards.NAME` int64. adversarial float32 (M, C, H, W) holds the kept examples, in the order of
+adversarial_index (M,). A shard has the same columns of one attack, without the name. Reading needs numpy alone.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Ledger:
         return dict(sorted(found.items()))
 
     def write_shard(self, number: int, arrays: Arrays, header: dict[str, Any]) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(self.directory)
         _write(self.directory / f"shard-{number:05d}.safetensors", arrays, header)
 
     def read_shard(self, number: int) -> tuple[Arrays, dict[str, Any]]:
@@ -51,7 +52,7 @@ class Ledger:
 
     def finish(self, arrays: Arrays, header: dict[str, Any]) -> None:
         """Write the whole; only then are the shards removed."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(self.directory)
         _write(self.directory / _FINAL, arrays, header)
         for path in self.shards().values():
             path.unlink()
@@ -72,10 +73,3 @@ def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
         return load_arrays(data), header
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the file is damaged: {error}", where=str(path)) from None
-
-
-def merge(parts: list[Arrays]) -> Arrays:
-    """One table from several, sorted by example; columns named adversarial* sorted by their own index."""
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    rows, kept = np.argsort(joined["index"], kind="stable"), np.argsort(joined["adversarial_index"], kind="stable")
-    return {name: array[kept if name.startswith("adversarial") else rows] for name, array in joined.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -15,6 +16,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("networks run on cpu or cuda here")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
@@ -36,6 +39,18 @@ def set_precision(precision: str, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.deterministic = True
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """float32 as the judge wants it inside, whatever training has set; put back afterwards."""
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) if device.type == "cuda" else None
+    set_precision("fp32", device)
+    try:
+        yield
+    finally:
+        if before is not None:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -195,7 +195,8 @@ class _Run:
             what = f"weights are no longer finite numbers in epoch {self.counters.epoch + 1}"
         else:
             return
-        hint = "the last good state and weights are kept; a lower optim.lr or a warm-up (schedule.name=one-cycle) usually helps"
+        kept = "the last good state is kept" if self.state_file.is_file() else "no state had been saved yet"
+        hint = f"{kept}; a lower optim.lr usually helps, and so does a warm-up (schedule.name=one-cycle)"
         raise NonFiniteError(what, where=str(self.folder), next=hint)
 
     def _leave(self) -> None:

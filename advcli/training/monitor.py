@@ -13,6 +13,7 @@ from advcli.data import Split
 from advcli.data.batches import chunks
 from advcli.draws import Draws
 from advcli.models import Network, frozen
+from advcli.training.device import exact_float32
 
 _CHUNK = 250
 
@@ -29,7 +30,7 @@ def measure(model: Network, split: Split, threat: Threat, *, steps: int, seed: i
     attack = Pgd(threat, attack_loss("ce"), steps=steps, step_size=threat.eps / 4)
     size = math.ceil(len(split) / math.ceil(len(split) / _CHUNK))
     clean = robust = 0
-    with frozen(model):
+    with frozen(model), exact_float32(split.labels.device):
         judge = Judge(model, chunk=size)
         for batch in chunks(split, size):
             if stop():

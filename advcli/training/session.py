@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advcli.data import Moment, batches
-from advcli.errors import UsageError
+from advcli.errors import CheckpointError, UsageError
 from advcli.recipe import Recipe
 from advcli.runs import folder as folders
 from advcli.training.cost import forward_flops, passes
@@ -37,6 +37,9 @@ def run(recipe: Recipe, watcher: Watcher, *, out: Path | None, resume: bool, dev
         folders.check_free(out)
     if folder is not None and stored is not None:
         folders.check_same(stored, recipe, folder)
+    if folder is not None and not (folder / "state.safetensors").is_file() and (folder / "last.safetensors").is_file():
+        what = "the run has weights but its saved state is missing, so it cannot go on"
+        raise CheckpointError(what, where=str(folder), next="leave out --resume to start a new run; nothing was touched")
     precision = stored.train.precision if stored is not None else resolve_precision(recipe.train.precision, where)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
     parts = assemble(recipe, where)  # before a folder is made: what cannot start leaves nothing behind

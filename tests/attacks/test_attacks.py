@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advcli.attacks import Cost, Found, Judge, Pgd, Surrogate, Threat, cw, fgsm, mim
+from advcli.attacks import Apgd, Cost, Fab, Found, Judge, Pgd, Square, Surrogate, Threat, cw, fgsm, mim
 from advcli.attacks.losses import attack_loss, reference_of
+from advcli.attacks.pool import PooledAttack
 from advcli.data import Moment, batches, load_test, to_float
 from advcli.draws import Draws
 from advcli.models import Architecture, Network, build, frozen
@@ -34,9 +35,9 @@ class Case:
     """An attack by name, and what a plain loop needs to know to do the same."""
 
     name: str
-    make: Callable[[Threat], Pgd]
-    loss: str
-    start: str
+    make: Callable[[Threat], PooledAttack]
+    loss: str = "ce"
+    start: str = "uniform"
     steps: int = 10
     restarts: int = 1
     momentum: float = 0.0
@@ -58,8 +59,17 @@ CASES = [
     Case("mim", lambda t: mim(t, steps=10, step_size=t.eps / 10, decay=0.9), "ce", "none", momentum=0.9, size=0.1),
     Case("cw", lambda t: cw(t, steps=10, step_size=t.eps / 4), "margin", "uniform"),
 ]
-BY_NAME = {case.name: case for case in CASES}
-each_case = pytest.mark.parametrize("case", CASES, ids=list(BY_NAME))
+PARTS = [  # AutoAttack's own, with fewer iterations; the files named after them hold them against the papers
+    Case("apgd-ce", lambda t: Apgd(t, "ce", steps=20), steps=20),
+    Case("apgd-dlr", lambda t: Apgd(t, "dlr", steps=20, restarts=2), steps=20, restarts=2),
+    Case("apgd-t", lambda t: Apgd(t, "dlr-targeted", steps=10, targets=4), steps=10, restarts=4),
+    Case("fab-t", lambda t: Fab(t, steps=10, targets=4), start="none", steps=10, restarts=4),
+    Case("square", lambda t: Square(t, queries=99), steps=99),
+]
+BY_NAME = {case.name: case for case in CASES + PARTS}
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+each_attack = pytest.mark.parametrize("case", CASES + PARTS, ids=lambda case: case.name)
+each_part = pytest.mark.parametrize("case", PARTS, ids=lambda case: case.name)
 each_norm = pytest.mark.parametrize("norm", THREATS)
 ITERATED = [case for case in CASES if case.steps > 1 and case.restarts == 1]
 
@@ -73,17 +83,21 @@ class Bench:
     y: Tensor
     target: Tensor
     index: Tensor
+    reference: Tensor | None = None  # of a part: that of the whole, which another batch size would round otherwise
 
     @cache  # noqa: B019 - one bench for the whole module
     def double(self) -> Bench:
         return replace(self, network=copy.deepcopy(self.network).double(), x=self.x.double())
 
     def pick(self, rows: Tensor) -> Bench:
-        return Bench(self.network, self.x[rows], self.y[rows], self.target[rows], self.index[rows])
+        return Bench(self.network, self.x[rows], self.y[rows], self.target[rows], self.index[rows], self.condition()["reference"][rows])
 
     def condition(self) -> dict[str, Tensor]:
         with torch.no_grad():
-            return {"target": self.target, "reference": reference_of(self.network.trace(self.x))}
+            return {
+                "target": self.target,
+                "reference": reference_of(self.network.trace(self.x)) if self.reference is None else self.reference,
+            }
 
     def margins(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -121,10 +135,10 @@ def bench() -> Bench:
 SOUND = Parts()
 
 
-def run(case: Case, bench: Bench, threat: Threat, parts: Parts = SOUND, *, seed: int = 0, **changes: Any) -> Found:
-    """The case's attack made of parts; changes: settings of Pgd to replace."""
+def run(case: Case, bench: Bench, threat: Threat, parts: Parts = SOUND, *, seed: int = 0, chunk: int = 0, **changes: Any) -> Found:
+    """The case's attack made of parts; chunk: all images unless told; changes: settings of the attack to replace."""
     attack = replace(case.make(parts.threat(threat.norm, threat.eps)), **changes)
-    judge, surrogate = Judge(bench.network, chunk=len(bench.x)), parts.surrogate(bench.network.trace)
+    judge, surrogate = Judge(bench.network, chunk=chunk or len(bench.x)), parts.surrogate(bench.network.trace)
     return attack(surrogate, judge, bench.x, bench.y, parts.draws(seed, bench.index, "test"), bench.condition())
 
 
@@ -187,12 +201,13 @@ class DoubleDraws(Draws):
 
 @cache
 def plain_result(case: Case, bench: Bench, threat: Threat) -> tuple[Tensor, Tensor]:
-    """(x_adv, steps): each example's first success over restarts and steps, else the iterate with the largest margin."""
+    """(x_adv, steps): each example's first success over restarts and steps, else the last iterate with the largest margin."""
     draws = DoubleDraws(0, bench.index, "test")
     iterates = torch.stack([p for r in range(case.restarts) for p in plain_iterates(case, bench, threat, draws.at(r))])
     margins = torch.stack([bench.margins(p) for p in iterates])
     success = margins >= 0
-    pick = torch.where(success.any(0), success.int().argmax(0), margins.argmax(0))
+    last = torch.arange(len(margins)) % (case.steps + 1) == case.steps
+    pick = torch.where(success.any(0), success.int().argmax(0), margins.masked_fill(~last[:, None], -torch.inf).argmax(0))
     steps = torch.where(success.any(0), pick % (case.steps + 1), -1)
     return iterates[pick, torch.arange(len(pick))], steps
 
@@ -216,8 +231,16 @@ def check_climbs(case: Case, bench: Bench, threat: Threat, parts: Parts) -> None
     """
     draws = Draws(0, bench.index, "test")
     start = torch.stack([bench.margins(plain_start(case, bench, threat, draws.at(r))) for r in range(case.restarts)]).amax(0)
-    gain = run(case, bench, threat, parts).margins - start
-    assert bool((gain[start < 0] >= -1e-5).all())
+    found = run(case, bench, threat, parts)
+    gain = own = found.margins - start
+    if case.loss in ("targeted", "kl"):  # these raise something else, and keep their last point, not the one of largest margin
+        reference = bench.condition()["reference"][:, 0]
+        with torch.no_grad():
+            ends = [
+                plain_loss(case.loss, bench.network(p), bench, reference) for p in (plain_start(case, bench, threat, draws), found.x_adv)
+            ]
+        own = torch.where(found.broken, gain, ends[1] - ends[0])
+    assert bool((own[start < 0] >= -1e-5).all())
     assert (gain[start < 0] > 0.05).float().mean() > 0.6
 
 
@@ -237,6 +260,13 @@ def check_as_strong_as_the_plain_loop(case: Case, bench: Bench, threat: Threat, 
     x_adv, steps = plain_result(case, double, threat)
     assert (found.margins - double.margins(x_adv)).mean() > -0.05
     assert int(found.broken.sum()) >= int((steps >= 0).sum()) - 1
+
+
+def check_breaks(case: Case, bench: Bench, threat: Threat, parts: Parts) -> None:
+    """AutoAttack's parts: what PGD of ten steps breaks, but for one; the black box half of it."""
+    fallen = int(run(case, bench, threat, parts).broken.sum())
+    pgd = int(run(BY_NAME["pgd-ce"], bench, threat).broken.sum())
+    assert fallen >= (pgd / 2 if case.name == "square" else pgd - 1)
 
 
 def check_draws_matter(case: Case, bench: Bench, threat: Threat, parts: Parts) -> None:
@@ -261,7 +291,14 @@ def test_properties(check: Callable[..., None], case: Case, norm: str, bench: Be
 
 
 @each_norm
-@pytest.mark.parametrize("case", [case for case in CASES if case.start != "none"], ids=lambda case: case.name)
+@each_part
+@pytest.mark.parametrize("check", [check_inside, check_breaks])
+def test_properties_of_parts(check: Callable[..., None], case: Case, norm: str, bench: Bench) -> None:
+    check(case, bench, THREATS[norm], SOUND)
+
+
+@each_norm
+@pytest.mark.parametrize("case", [case for case in CASES + PARTS if case.start != "none"], ids=lambda case: case.name)
 def test_random_starts_matter(case: Case, norm: str, bench: Bench) -> None:
     check_draws_matter(case, bench, THREATS[norm], SOUND)
 
@@ -283,10 +320,15 @@ def test_the_bench_can_tell_attacks_apart(norm: str, bench: Bench) -> None:
 @each_norm
 @pytest.mark.parametrize("case", ITERATED, ids=lambda case: case.name)
 def test_fewer_steps_can_be_read_off_one_run(case: Case, norm: str, bench: Bench) -> None:
-    """steps <= k of one run of 20 is the run of k, example by example and to the bit; so accuracy never rises with k."""
+    """steps <= k of one run of 20 is the run of k, example by example and to the bit; so accuracy never rises with k.
+
+    Step 0 is the start itself.
+    """
     long = run(case, bench, THREATS[norm], steps=20)
-    before = torch.zeros_like(long.broken)
-    for k in (0, 1, 2, 5, 11, 20):
+    before = long.steps == 0
+    start = plain_start(case, bench, THREATS[norm], Draws(0, bench.index, "test"))
+    assert torch.equal(before, Judge(bench.network, chunk=len(bench.x)).decide(start, bench.y))
+    for k in (1, 2, 5, 11, 20):
         short = run(case, bench, THREATS[norm], steps=k)
         assert torch.equal(short.broken, (long.steps >= 0) & (long.steps <= k))
         assert torch.equal(short.steps[short.broken], long.steps[short.broken])
@@ -296,7 +338,7 @@ def test_fewer_steps_can_be_read_off_one_run(case: Case, norm: str, bench: Bench
 
 
 @each_norm
-@each_case
+@each_attack
 def test_verdicts_and_margins_are_the_judges(case: Case, norm: str, bench: Bench) -> None:
     found, judge = run(case, bench, THREATS[norm]), Judge(bench.network, chunk=len(bench.x))
     assert torch.equal(found.broken, judge.decide(found.x_adv, bench.y))
@@ -305,7 +347,7 @@ def test_verdicts_and_margins_are_the_judges(case: Case, norm: str, bench: Bench
 
 
 @each_norm
-@each_case
+@each_attack
 def test_companions_have_no_say(case: Case, norm: str, bench: Bench) -> None:
     """Permuted, and in two halves: the same points (in float64, where no sign hangs on rounding) and the same verdicts."""
     double = bench.double()
@@ -320,23 +362,44 @@ def test_companions_have_no_say(case: Case, norm: str, bench: Bench) -> None:
     assert torch.equal(single.broken, run(case, bench, THREATS[norm]).broken[order])
 
 
+@each_norm
+@each_attack
+def test_companions_and_order_have_no_say_to_the_bit(case: Case, norm: str, bench: Bench) -> None:
+    """In float32 at one chunk size: again, permuted, in parts that fill the chunk or do not; global generators unused."""
+    whole = run(case, bench, THREATS[norm], chunk=10)
+    order = torch.randperm(len(bench.x), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(5)
+    generator = torch.random.get_rng_state()
+    for rows in (torch.arange(len(order)), order, order[:7], order[7:17], order[17:18]):
+        part = run(case, bench.pick(rows), THREATS[norm], chunk=10)
+        assert all(torch.equal(a, b[rows]) for a, b in zip(part, whole, strict=True))
+    assert torch.equal(torch.random.get_rng_state(), generator)
+
+
 @pytest.mark.parametrize("eps", [1e-6, 0.15, 0.6], ids=["nobody falls", "some", "all"])
 @each_case
 def test_costs_are_exact(case: Case, eps: float, bench: Bench) -> None:
-    """As a hook on the first layer counts them; and as predicted where no image falls, so that no attack ends early."""
-    cost, threat, condition = Cost(), Threat("linf", eps), bench.condition()
-    judge = Judge(bench.network, chunk=len(bench.x), cost=cost)
-    with passes(bench.network) as seen:
-        surrogate = Surrogate(bench.network.trace, cost)
-        found = case.make(threat)(surrogate, judge, bench.x, bench.y, Draws(0, bench.index, "test"), condition)
-    assert cost == seen
-    n, climbs = len(bench.x), case.restarts
-    most = Cost(n * (climbs * (case.steps + 1) + 1), n * climbs * case.steps)
+    """As a hook on the first layer counts them; and as predicted where no image falls, so that no attack ends early.
+
+    The judge counts images, but every one of its forwards is a whole chunk.
+    """
+    ours, judges, threat, model = Cost(), Cost(), Threat("linf", eps), copy.deepcopy(bench.network)
+    n, runs, attack = len(bench.x), case.restarts, case.make(threat)
+    judge, condition = Judge(model, chunk=n, cost=judges), bench.condition()
+    with passes(bench.network) as seen, passes(model) as judged:
+        found = attack(Surrogate(bench.network.trace, ours), judge, bench.x, bench.y, Draws(0, bench.index, "test"), condition)
+    assert ours == seen
+    assert (judged.forwards % n, judged.backwards, judges.backwards) == (0, 0, 0)
+    assert n <= judges.forwards <= judged.forwards
+    assert judges.forwards <= n * runs
     if eps == 1e-6:
         assert not found.broken.any()
-        assert cost == most
-    assert cost.forwards <= most.forwards
-    assert cost.backwards <= most.backwards
+        assert ours == Cost(n * runs * case.steps, n * runs * case.steps)
+        assert judges.forwards == judged.forwards == n * runs
+        assert attack.passes * n == ours.forwards + ours.backwards + judges.forwards
+    if runs == 1:
+        assert ours.forwards == ours.backwards <= n * case.steps
+        assert judges.forwards == n
 
 
 def state(network: nn.Module) -> dict[str, Any]:
@@ -347,7 +410,7 @@ def state(network: nn.Module) -> dict[str, Any]:
     }
 
 
-@each_case
+@each_attack
 def test_network_is_left_as_it_was(case: Case, bench: Bench) -> None:
     """Flags (mixed on purpose), parameters, statistics and counters of batch norm; no parameter gets a gradient."""
     mixed = replace(bench, network=copy.deepcopy(bench.network).eval())
@@ -409,16 +472,16 @@ def test_steps_tell_where_it_broke_on_another_surrogate_too(bench: Bench) -> Non
 
 class WrongSign(Surrogate):
     def gradient(self, *args: Any) -> Any:
-        gradient, output = super().gradient(*args)
-        return -gradient, output
+        gradient, losses, output = super().gradient(*args)
+        return -gradient, losses, output
 
 
 class Stale(Surrogate):
     """Computes the gradient once and uses it ever after."""
 
     def gradient(self, *args: Any) -> Any:
-        gradient, output = super().gradient(*args)
-        return self.__dict__.setdefault("first", gradient), output
+        gradient, losses, output = super().gradient(*args)
+        return self.__dict__.setdefault("first", gradient), losses, output
 
 
 class NoProjection(Threat):
@@ -432,8 +495,20 @@ class NoBox(Threat):
 
 
 class NoStep(Threat):
-    def step(self, x_adv: Tensor, gradient: Tensor, size: float) -> Tensor:
+    def step(self, x_adv: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
         return x_adv
+
+
+@dataclass(frozen=True)
+class TwiceEps(Threat):
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", 2 * self.eps)
+
+
+@dataclass(frozen=True)
+class WideBox(Threat):
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bounds", (-9.0, 9.0))
 
 
 class NoStart(Draws):
@@ -447,6 +522,7 @@ class NoStart(Draws):
 
 
 STARTED = [case for case in CASES if case.start != "none"]
+CLIMBERS = [case for case in PARTS if case.name.startswith("apgd")]
 MANY = [case for case in CASES if case.steps > 1]
 MUTANTS = [
     ("wrong sign", Parts(surrogate=WrongSign), check_climbs, [case for case in CASES if case.loss != "kl"]),
@@ -460,6 +536,12 @@ MUTANTS = [
     ("no start", Parts(draws=NoStart), check_draws_matter, STARTED),
     ("no start", Parts(draws=NoStart), check_like_the_plain_loop, STARTED),
     ("no start", Parts(draws=NoStart), check_climbs, [BY_NAME["pgd-kl"]]),
+    ("wrong sign", Parts(surrogate=WrongSign), check_breaks, [case for case in PARTS if case.name != "square"]),
+    ("twice eps", Parts(threat=TwiceEps), check_inside, PARTS),
+    ("wide box", Parts(threat=WideBox), check_inside, PARTS),
+    ("no projection", Parts(threat=NoProjection), check_inside, CLIMBERS),
+    ("no step", Parts(threat=NoStep), check_breaks, CLIMBERS),
+    ("no start", Parts(draws=NoStart), check_draws_matter, [*CLIMBERS, BY_NAME["square"]]),
     ("no start", Parts(draws=NoStart), check_restarts_differ, [BY_NAME["pgd-ce"], BY_NAME["cw"]]),
 ]
 

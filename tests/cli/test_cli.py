@@ -247,7 +247,7 @@ def test_json_of_a_dry_run(tiny_overrides: Sequence[str], one_thread: None) -> N
 def test_a_dry_run_for_people_writes_nothing(tiny_overrides: Sequence[str], one_thread: None) -> None:
     done = advcli_("adv-train", "quickstart", *tiny_overrides, "--dry-run")
     assert done.exit_code == 0
-    assert done.stdout.splitlines()[-1].endswith("nothing was written")
+    assert done.stdout.splitlines()[-1].endswith("no run folder was made")
     assert listed() == []
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ CPU = torch.device("cpu")
 KEYS = {
     *("checkpoint", "threat", "suite", "protocol", "n", "clean", "attacks", "robust", "ci", "borderline", "seconds"),
     *("forwards", "backwards", "flags", "verdict"),
-    *("per_class", "worst_class", "identity"),
+    *("per_class", "worst_class", "identity", "data", "split", "notes"),
 }
 
 
@@ -149,7 +150,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("shard", [0, 1, 2])
+@pytest.mark.parametrize("shard", [0, 1, 4])
 def test_a_kill_at_a_shard_changes_nothing(checkpoint: Path, silent: Any, tmp_path: Path, moment: str, shard: int) -> None:
     whole, _ = attack(checkpoint, silent, out=tmp_path / "whole", batch_size=16)
     real = Ledger.write_shard
@@ -176,25 +177,91 @@ def test_a_kill_at_a_shard_changes_nothing(checkpoint: Path, silent: Any, tmp_pa
         def started(self, done: int, total: int) -> None:
             seen.append((done, total))
 
+    ledger = Ledger(tmp_path / "cut" / "ledger")
+    stored = sum(len(ledger.read_shard(number)[0]["index"]) for number in ledger.shards())
     attack(checkpoint, Watcher(), out=tmp_path / "cut", batch_size=16, resume=True)
-    assert seen == [(shard + (moment == "after"), 3)]
+    assert seen[0][0] == stored
     assert receipts(tmp_path / "cut") == receipts(whole)
     assert sorted(path.name for path in (tmp_path / "cut" / "ledger").iterdir()) == ["ledger.safetensors"]
 
 
-def test_ctrl_c_keeps_every_finished_batch(checkpoint: Path, silent: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", [1, 4, 40])
+def test_ctrl_c_keeps_every_finished_image(checkpoint: Path, silent: Any, tmp_path: Path, call: int) -> None:
+    calls: list[int] = []
+
     class Interrupting(_Silent):
-        def advanced(self, done: int, images: int) -> None:
-            if done == 2:
+        def advanced(self, done: int, spent: int, left: int) -> None:
+            calls.append(done)
+            if len(calls) == call:
                 raise KeyboardInterrupt
 
     with pytest.raises(InterruptedRunError) as raised:
         attack(checkpoint, Interrupting(), out=tmp_path / "cut", batch_size=16)
     assert raised.value.exit_code == 130
-    assert list(Ledger(tmp_path / "cut" / "ledger").shards()) == [0, 1]
+    ledger = Ledger(tmp_path / "cut" / "ledger")
+    rows = [ledger.read_shard(number) for number in ledger.shards()]
+    last = [len(arrays["index"]) for arrays, header in rows if header["entry"] == rows[-1][1]["entry"]]
+    assert sum(last) >= calls[-1]
     attack(checkpoint, silent, out=tmp_path / "cut", batch_size=16, resume=True)
     attack(checkpoint, silent, out=tmp_path / "whole", batch_size=16)
     assert receipts(tmp_path / "cut") == receipts(tmp_path / "whole")
+
+
+def strong(checkpoint: Path, silent: Any, out: Path, **options: Any) -> tuple[Arrays, dict[str, Any]]:
+    """AutoAttack with its 5,000 queries cut to 100: the same code in a fraction of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suites, "Square", partial(suites.Square, queries=100))
+        folder, report = attack(checkpoint, silent, suite="aa", eps="0.25", out=out, **options)
+    return ledger_of(folder)[0], report
+
+
+def test_what_happens_to_an_image_does_not_depend_on_the_others(checkpoint: Path, silent: Any, tmp_path: Path) -> None:
+    """A part of the images, in another pool with other companions, gives the same bytes in their rows."""
+    whole, _ = strong(checkpoint, silent, tmp_path / "whole", n=40, batch_size=16)
+    part, _ = strong(checkpoint, silent, tmp_path / "part", n=17, batch_size=16)
+    rows = np.searchsorted(whole["index"], part["index"])
+    assert np.array_equal(whole["index"][rows], part["index"])
+    for name, column in part.items():
+        if not name.startswith("adversarial"):
+            assert column.tobytes() == whole[name][rows].tobytes(), name
+    kept = np.isin(whole["adversarial_index"], part["index"])
+    assert whole["adversarial"][kept].tobytes() == part["adversarial"].tobytes()
+
+
+def test_other_chunk_sizes_move_next_to_no_verdict(checkpoint: Path, silent: Any, tmp_path: Path) -> None:
+    runs = [strong(checkpoint, silent, tmp_path / str(size), n=40, batch_size=size)[0] for size in (7, 16, 64)]
+    for other in runs[1:]:
+        differ = (runs[0]["found_by"] >= 0) != (other["found_by"] >= 0)
+        assert differ.mean() <= 0.005
+
+
+def test_passes_are_what_each_image_took_itself(checkpoint: Path, silent: Any, tmp_path: Path) -> None:
+    arrays, report = strong(checkpoint, silent, tmp_path / "e", n=30, batch_size=16)
+    names = list(report["attacks"])
+    assert report["forwards"] == 30 + sum(int(arrays[f"forwards.{name}"].sum()) for name in names)
+    assert report["backwards"] == sum(int(arrays[f"backwards.{name}"].sum()) for name in names)
+    robust = arrays["run.square"] == 0
+    robust &= arrays["found_by"] < 0
+    assert robust.any()
+    for name, forwards, backwards in (("apgd-ce", 101, 100), ("apgd-t", 9 * 101, 900), ("fab-t", 9 * 101, 900), ("square", 102, 0)):
+        assert set(arrays[f"forwards.{name}"][robust].tolist()) == {forwards}, name
+        assert set(arrays[f"backwards.{name}"][robust].tolist()) == {backwards}, name
+
+
+@pytest.mark.slow
+def test_native_and_reference_differ_no_more_than_two_seeds_of_the_reference(checkpoint: Path, silent: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"suite": "aa", "n": 100, "eps": "0.2"}
+    native, reference, other = (
+        ledger_of(attack(checkpoint, silent, out=tmp_path / name, **options, **more)[0])[0]["found_by"] >= 0
+        for name, more in (
+            ("native", {}),
+            ("reference", {"engine": "reference"}),
+            ("other", {"engine": "reference", "seed": 0, "batch_size": 50}),
+        )
+    )
+    seeds = int((reference != other).sum())
+    assert int((native != reference).sum()) <= max(1, seeds)
+    assert int(native.sum()) >= int(reference.sum()) - seeds
 
 
 @pytest.mark.slow
@@ -234,9 +301,9 @@ def test_a_killed_process_is_resumed_to_the_same_bytes(checkpoint: Path, silent:
         ({"seed": 1}, "seed: 0 in the folder, 1 now"),
         ({"eps": "0.2"}, "threat: "),
         ({"n": 13}, "images_sha256: "),
-        ({"batch_size": 7}, "chunk: 128 in the folder, 7 now"),
+        ({"batch_size": 7}, "chunk: 8 in the folder, 7 now"),
         ({"suite": "paper"}, "suite: quick in the folder, paper now"),
-        ({"norm": "l2"}, "threat: "),
+        ({"norm": "l2", "eps": "0.3"}, "threat: "),
     ],
 )
 @pytest.mark.parametrize("resume", [False, True])
@@ -302,14 +369,17 @@ def test_a_damaged_receipt_is_an_error_of_ours(checkpoint: Path, silent: Any, tm
 
 
 def test_a_damaged_shard_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "e" / "ledger")
+
     class Interrupting(_Silent):
-        def advanced(self, done: int, images: int) -> None:
-            raise KeyboardInterrupt
+        def advanced(self, done: int, spent: int, left: int) -> None:
+            if ledger.shards():
+                raise KeyboardInterrupt
 
     options: dict[str, Any] = {"n": 12, "batch_size": 4, "out": tmp_path / "e"}
     with pytest.raises(InterruptedRunError):
         attack(checkpoint, Interrupting(), **options)
-    (path,) = Ledger(tmp_path / "e" / "ledger").shards().values()
+    path = ledger.shards()[0]
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="SHA-256"):
@@ -325,6 +395,7 @@ class Stub:
 
     breaks: set[int]
     step: int = 0
+    passes: int = 1
     given: list[int] = dataclasses.field(default_factory=list)
 
     def __call__(self, surrogate: Any, judge: Any, x: Tensor, y: Tensor, draws: Any, condition: Any) -> Found:
@@ -341,7 +412,16 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, *entries: suites.Entry) -> None:
 def job(trained_run: Path) -> Job:
     """All images of the train split's first 200, of which the network gets some wrong."""
     split, _ = load_test(Data(name="digits"), "train")
-    return Job(load_network(trained_run / "model.safetensors"), split.take(torch.arange(200)), Threat("linf", 0.15), "0.15", "stub", 0, 32)
+    return Job(
+        load_network(trained_run / "model.safetensors"),
+        split.take(torch.arange(200)),
+        Threat("linf", 0.15),
+        "0.15",
+        "stub",
+        "native",
+        0,
+        32,
+    )
 
 
 def right_and_wrong(job: Job) -> tuple[list[int], list[int]]:
@@ -354,7 +434,7 @@ def test_survivors_and_all_are_read_as_documented(job: Job, silent: Any, tmp_pat
     right, wrong = right_and_wrong(job)
     assert len(wrong) >= 1
     a, b, c = Stub({*right[:10], *wrong}), Stub({*right[5:30]}), Stub({*right[28:40]})
-    entry = suites.Entry
+    entry = partial(suites.Entry, about="stub")
     stubbed(monkeypatch, entry("a", a), entry("b", b, on="survivors"), entry("c", c))
     folder, report = evaluate(job, tmp_path / "e", silent, device=CPU, resume=False)
     assert sorted(a.given) == sorted(c.given) == sorted(right)  # images that are wrong from the start are never attacked
@@ -381,7 +461,7 @@ def test_readings_of_one_ascent_go_by_its_steps(job: Job, silent: Any, tmp_path:
     right, _ = right_and_wrong(job)
     early, late = Stub({*right[:6]}, step=10), Stub({*right[:9]}, step=11)
     readings = (("x-10", 10), ("x-50", 50))
-    stubbed(monkeypatch, suites.Entry("early", early, readings=readings[:1]), suites.Entry("late", late, readings=readings))
+    stubbed(monkeypatch, suites.Entry("early", early, "stub", readings=readings[:1]), suites.Entry("late", late, "stub", readings=readings))
     _, report = evaluate(job, tmp_path / "e", silent, device=CPU, resume=False)
     assert report["attacks"] == {
         "x-10": {"accuracy": len(right) / 200, "on": "all"},
@@ -393,7 +473,7 @@ def test_readings_of_one_ascent_go_by_its_steps(job: Job, silent: Any, tmp_path:
 def test_a_network_that_is_always_wrong_is_reported(job: Job, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, wrong = right_and_wrong(job)
     stub = Stub(set())
-    stubbed(monkeypatch, suites.Entry("a", stub))
+    stubbed(monkeypatch, suites.Entry("a", stub, "stub"))
     rows = torch.isin(job.images.index, torch.tensor(wrong))
     hopeless = dataclasses.replace(job, images=job.images.take(torch.nonzero(rows)[:, 0]))
     folder, report = evaluate(hopeless, tmp_path / "e", silent, device=CPU, resume=False)
@@ -423,6 +503,7 @@ def test_the_identity_names_everything_that_decides_a_verdict(job: Job) -> None:
         "seed": 1,
         "chunk": 31,
         "suite": "quick",
+        "engine": "reference",
         "threat": Threat("l2", 0.15),
         "images": split.take(torch.arange(199)),
         "loaded": dataclasses.replace(loaded, header={**loaded.header, "tensors_sha256": "0"}),

@@ -85,4 +85,5 @@ def test_attacks_that_were_not_run_raise_nothing() -> None:
     ],
 )
 def test_verdicts(suite: str, raised: list[dict[str, Any]], expected: str) -> None:
-    assert verdict(suite, raised) == expected
+    assert verdict(suite, "test", raised) == expected
+    assert verdict(suite, "train", raised) != "trustworthy"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from advcli.attacks import Pgd, Threat
-from advcli.attacks.reference import ReferenceAttack
+from advcli.attacks import Apgd, Fab, Pgd, Square, Threat
+from advcli.attacks.reference import ReferenceAttack, standard_parts
 from advcli.errors import UsageError
-from advcli.evaluation.suites import SUITES, Entry, suite
+from advcli.evaluation.suites import SUITES, Entry, notes, suite
 
 LINF = Threat("linf", 8 / 255)
 
@@ -56,19 +56,32 @@ def test_steps_grow_with_the_ball() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "parts"),
-    [
-        (10, ["apgd-ce", "apgd-t", "fab-t", "square"]),
-        (4, ["apgd-ce", "apgd-t", "fab-t", "square"]),
-        (3, ["apgd-ce", "apgd-dlr", "fab-t", "square"]),
-        (2, ["apgd-ce", "fab-t", "square"]),
-    ],
+    ("classes", "targets", "loss"),
+    [(100, 9, "dlr-targeted"), (10, 9, "dlr-targeted"), (4, 3, "dlr-targeted"), (3, 2, "targeted"), (2, 1, "targeted")],
 )
-def test_aa_is_the_standard_ensemble_on_survivors(classes: int, parts: list[str]) -> None:
+def test_aa_is_the_standard_ensemble_on_survivors(classes: int, targets: int, loss: str) -> None:
+    """Croce and Hein 2020: APGD-CE, targeted APGD-DLR, targeted FAB with 100 steps and up to 9 targets, Square with 5,000 queries."""
     entries = suite("aa").entries(LINF, classes)
-    assert [entry.name for entry in entries] == parts
-    assert {entry.on for entry in entries} == {"survivors"}
-    assert all(isinstance(e.attack, ReferenceAttack) and (e.attack.part, e.attack.num_classes) == (e.name, classes) for e in entries)
+    assert [(entry.name, entry.on) for entry in entries] == [(name, "survivors") for name in ("apgd-ce", "apgd-t", "fab-t", "square")]
+    assert [entry.attack for entry in entries] == [
+        Apgd(LINF, "ce", steps=100, restarts=1),
+        Apgd(LINF, loss, steps=100, targets=targets),  # type: ignore[arg-type]
+        Fab(LINF, steps=100, targets=targets),
+        Square(LINF, queries=5000, share=0.8),
+    ]
+    assert bool(notes("aa", classes)) == (classes < 4)
+
+
+@pytest.mark.parametrize("classes", [10, 4, 3, 2])
+def test_the_reference_is_the_authors_package(classes: int) -> None:
+    entries = suite("aa", "reference").entries(LINF, classes)
+    assert all(isinstance(entry.attack, ReferenceAttack) and entry.on == "survivors" for entry in entries)
+    assert tuple(entry.name for entry in entries) == standard_parts(classes)
+
+
+def test_a_suite_without_reference_says_so() -> None:
+    with pytest.raises(UsageError, match="no reference engine"):
+        suite("quick", "reference")
 
 
 def test_an_unknown_suite_names_the_known() -> None:

@@ -14,7 +14,9 @@ from advcli.evaluation.summary import summarise
 BOUND = 0.01
 
 
-def header(*entries: tuple[str, str], suite: str = "aa", classes: tuple[str, ...] = ("cat", "dog", "owl")) -> dict[str, Any]:
+def header(
+    *entries: tuple[str, str], suite: str = "aa", split: str = "test", classes: tuple[str, ...] = ("cat", "dog", "owl")
+) -> dict[str, Any]:
     return {
         "checkpoint": "net.safetensors",
         "classes": list(classes),
@@ -23,7 +25,9 @@ def header(*entries: tuple[str, str], suite: str = "aa", classes: tuple[str, ...
         "protocol": f"{suite}/1",
         "identity": {"digest": "d" * 64},
         "bound": BOUND,
-        "cost": {"forwards": 7, "backwards": 3},
+        "data": {"name": "digits"},
+        "split": split,
+        "notes": [],
         "entries": [{"name": name, "on": on, "readings": [[name, 2**31]]} for name, on in entries],
     }
 
@@ -37,6 +41,8 @@ def ledger(margins: list[float], labels: list[int], **columns: list[Any]) -> dic
         margin = np.array([np.nan if v is None else v for v in values], np.float32)
         broken = margin >= -BOUND
         arrays |= {f"broken.{name}": broken, f"margin.{name}": margin, f"steps.{name}": np.where(broken, 3, -1)}
+        ran = np.array([v is not None for v in values])
+        arrays |= {f"forwards.{name}": 2 * ran, f"backwards.{name}": 1 * ran}
         found_by = np.where((found_by < 0) & broken, position, found_by)
     return arrays | {"found_by": found_by}
 
@@ -56,7 +62,8 @@ def test_attacks_on_all_stand_alone_and_the_worst_case_joins_them() -> None:
     z = 1.959963984540054
     half = z * (1 / 24 + z * z / 144) ** 0.5 / (1 + z * z / 6)
     assert report["ci"] == pytest.approx([0.5 - half, 0.5 + half], abs=1e-12)
-    assert (report["forwards"], report["backwards"], report["identity"]) == (7, 3, "d" * 64)
+    assert (report["forwards"], report["backwards"]) == (6 + 2 * 10, 10)  # one clean forward an image, and what ten attacked ones took
+    assert (report["identity"], report["data"], report["split"]) == ("d" * 64, "digits", "test")
 
 
 def test_attacks_on_survivors_tell_what_is_left() -> None:
@@ -107,6 +114,12 @@ def test_flags_reach_the_verdict() -> None:
     assert report["robust"] == 0.7  # the worst case counts what the weaker attack found
     honest = ledger(margins, labels, **{"fgsm": strong, "pgd-20": weak})
     assert summarise(honest, header(("fgsm", "all"), ("pgd-20", "all"), suite="quick"))["verdict"] == "upper bound"
+
+
+def test_training_images_give_an_upper_bound() -> None:
+    arrays = ledger(MARGINS, LABELS, a=[-1, -1, -1, -1, None, -1])
+    assert summarise(arrays, header(("a", "survivors")))["verdict"] == "trustworthy"
+    assert summarise(arrays, header(("a", "survivors"), split="train"))["verdict"] == "upper bound"
 
 
 def test_a_report_needs_no_torch() -> None:

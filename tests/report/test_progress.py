@@ -56,12 +56,11 @@ def train(display: Any, clock: Clock, *, done: int = 0) -> None:
 
 def attack(display: Any, clock: Clock, *, done: int = 0) -> None:
     with display as watcher:
-        watcher.started(done, 8)
-        for batch, name in itertools.product(range(done, 4), ("fgsm", "pgd-20")):
+        watcher.started(done, 64)
+        for name, spent in itertools.product(("fgsm", "pgd-20"), (100, 200, 300)):
             clock.now += 6
             watcher.attacking(name, 30, 32)
-            if name == "pgd-20":
-                watcher.advanced(batch + 1, 32)
+            watcher.advanced(done + spent // 10, spent, 900 - spent)
 
 
 def test_training_off_a_terminal_speaks_in_plain_lines(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -78,9 +77,9 @@ def test_attacks_off_a_terminal_speak_in_plain_lines(monkeypatch: pytest.MonkeyP
     heard = listen(monkeypatch, terminal=False)
     attack(AttackProgress(quiet=False), clock)
     lines = heard.getvalue().splitlines()
-    assert lines[0] == "batch 1 of 8: pgd-20, 30 of 32 left, ? to go"
-    assert lines[1] == "batch 2 of 8: pgd-20, 30 of 32 left, 2 min 48 s to go"  # 24 s for 1 of 8
-    assert len(lines) == 4
+    assert lines[0] == "fgsm: 20 images done, 30 of 32 stand, 42 s left"  # 12 s for 200 passes, 700 to come
+    assert lines[1] == "pgd-20: 10 images done, 30 of 32 stand, 3 min 12 s left"  # 24 s for 100 of 900
+    assert len(lines) == 3  # one in ten seconds
 
 
 def test_a_resumed_run_says_so_and_paces_itself_by_its_own_session(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:

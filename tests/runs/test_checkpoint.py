@@ -38,10 +38,16 @@ def moved(architecture: Architecture) -> tuple[Network, torch.Tensor]:
     return network.eval(), images
 
 
+def receipts(architecture: Architecture) -> dict[str, Any]:
+    """The least that a header says beside its architecture."""
+    classes = [str(label) for label in range(architecture.num_classes)]
+    return {"classes": classes, "threat": {"norm": "linf", "eps": "8/255"}, "data": {"name": "digits"}}
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: f"{a.arch}-{a.num_classes}")
 def test_a_network_comes_back_bit_for_bit(tmp_path: Path, architecture: Architecture) -> None:
     network, images = moved(architecture)
-    checkpoint.write_network(tmp_path / "net", network.train(), architecture, {})
+    checkpoint.write_network(tmp_path / "net", network.train(), architecture, receipts(architecture))
     loaded = checkpoint.load_network(tmp_path / "net")
     assert loaded.architecture == architecture
     assert not any(module.training for module in loaded.network.modules())
@@ -156,7 +162,7 @@ def test_a_header_of_our_own_is_valid_json_again(tmp_path: Path) -> None:
 
 def test_training_starts_from_given_weights(tmp_path: Path) -> None:
     network, _ = moved(BASE)
-    checkpoint.write_network(tmp_path / "net", network, BASE, {})
+    checkpoint.write_network(tmp_path / "net", network, BASE, receipts(BASE))
     fresh = build(BASE, seed=1)
     assert not torch.equal(fresh.linear.weight, network.linear.weight)
     checkpoint.initialise_from(fresh, tmp_path / "net")
@@ -167,10 +173,19 @@ def test_training_starts_from_given_weights(tmp_path: Path) -> None:
     ("change", "row"), [({"num_classes": 4}, "linear.weight is (3, 13), not (4, 13)"), ({"arch": "resnet18"}, "missing: bn1")]
 )
 def test_other_networks_do_not_start_from_them(tmp_path: Path, change: dict[str, Any], row: str) -> None:
-    checkpoint.write_network(tmp_path / "net", build(BASE), BASE, {})
+    checkpoint.write_network(tmp_path / "net", build(BASE), BASE, receipts(BASE))
     other = build(Architecture(**{**BASE.to_json(), **change}))
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(CheckpointError) as raised:
         checkpoint.initialise_from(other, tmp_path / "net")
     assert row in raised.value.what
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+@pytest.mark.parametrize("key", ["classes", "threat", "data"])
+@pytest.mark.parametrize("value", [None, 5, [1], [[1]] * 10, "digits", ["a"], ["a"] * 99])
+def test_a_sealed_header_of_the_wrong_shape_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    """Such a file carries right digests, so only what its header says can give it away."""
+    checkpoint.write_network(tmp_path / "net", build(BASE), BASE, {**receipts(BASE), key: value})
+    with pytest.raises(CheckpointError, match="the header"):
+        checkpoint.load_network(tmp_path / "net")

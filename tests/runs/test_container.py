@@ -30,7 +30,7 @@ HEADER = {"name": "näme", "nested": {"list": [1, 2.5, None]}}
 
 def small_checkpoint(path: Path) -> bytes:
     architecture = Architecture("small-cnn", 0.05, 3, 1, 8, (0.5,), (0.25,))
-    checkpoint.write_network(path, build(architecture, seed=3), architecture, {"classes": ["a", "b", "c"]})
+    checkpoint.write_network(path, build(architecture, seed=3), architecture, {"classes": ["a", "b", "c"], "threat": {}, "data": {}})
     return path.read_bytes()
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advcli.errors import CheckpointError
-from advcli.runs.ledger import Arrays, Ledger, merge
+from advcli.runs.ledger import Arrays, Ledger
 
 
 def table(index: list[int]) -> Arrays:
@@ -73,12 +73,6 @@ def test_a_stop_in_the_middle_of_finish_loses_nothing(tmp_path: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         ledger.finish(table([0, 1]), {})
     assert same(ledger.read()[0], table([0, 1]))
-
-
-@given(st.lists(st.integers(0, 200), unique=True, min_size=1, max_size=30), st.lists(st.integers(0, 4), min_size=30, max_size=30))
-def test_any_division_into_shards_merges_into_the_same_table(index: list[int], owner: list[int]) -> None:
-    parts = [table([i for i, o in zip(index, owner, strict=False) if o == k]) for k in range(5)]
-    assert same(merge(parts), table(sorted(index)))
 
 
 def test_equal_content_is_equal_bytes_in_any_order_of_columns(tmp_path: Path) -> None:

@@ -1,0 +1,181 @@
+"""Square Attack (Andriushchenko et al., ECCV 2020): random search with squares, by the margin alone; each example its own squares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advcli.attacks.losses import margin
+from advcli.attacks.pool import PooledAttack, State, fresh, given
+from advcli.attacks.surrogate import Condition, Surrogate
+from advcli.attacks.threat import Threat, l2
+from advcli.draws import Draws
+
+_SHRINK_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of pixels is halved
+_AT_ONCE = 50  # queries in one unit of work; their draws are made together
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Square(PooledAttack):
+    """A start and then `queries` proposals: a square of one colour a channel at a random place (linf), or mass moved between two (l2).
+
+    A proposal is kept where it raises the margin. share: of the pixels, for the first squares. The published attack draws
+    one square for a whole batch; here every example has its own, by its name and query number.
+    """
+
+    threat: Threat
+    queries: int = 5000
+    share: float = 0.8
+
+    @property
+    def passes(self) -> int:
+        return self.queries + 2
+
+    def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:
+        start = _stripes(self.threat, x, draws) if self.threat.norm == "linf" else _tiles(self.threat, x, draws)
+        return {**fresh(x, y, start), "best": start.clone(), "best_margin": x.new_full((len(x),), -torch.inf), "unit": torch.zeros_like(y)}
+
+    def advance(self, surrogate: Surrogate, state: State, threshold: float, draws: Draws) -> None:
+        x = state["x"]
+        channels, side = x.shape[1], min(x.shape[2:])
+        random = draws.sub("squares").at(state["unit"]).uniform((_AT_ONCE, 5 + channels))
+        state["unit"] = state["unit"] + 1
+        for query in range(_AT_ONCE):
+            size = self._sizes(state["step"] - 1, side)
+            proposal = propose_linf if self.threat.norm == "linf" else propose_l2
+            candidate = proposal(self.threat, x, state["best"], size, random[:, query])
+            candidate = torch.where((state["step"] > 0)[:, None, None, None], candidate, state["best"])  # the first query is the start
+            with torch.no_grad():
+                now = margin(surrogate(candidate, given(state)).logits.float(), state["y"])
+            self._account(state, candidate, now, threshold)
+
+    def _sizes(self, query: Tensor, side: int) -> Tensor:
+        """(N,) sides of the squares for query numbers counted from 0; odd and at least 3 for l2, whose pattern has a middle."""
+        halvings = torch.stack([query > after for after in _SHRINK_AFTER]).sum(0).double()
+        size = torch.round(torch.sqrt(self.share * 0.5**halvings) * side).long()
+        if self.threat.norm == "l2":
+            size = size.clamp_min(3)
+            size = size + (size % 2 == 0).long()
+        return size.clamp(1, side)
+
+    def _account(self, s: State, candidate: Tensor, now: Tensor, threshold: float) -> None:
+        """Keep proposals that raise the margin; rows that have fooled the surrogate, or are out of queries, stand still."""
+        active = ~s["hit"] & ~s["over"]
+        fooled = active & (now >= threshold) & ~s["excused"]
+        better = active & ((now > s["best_margin"]) | fooled)
+        s["excused"] = s["excused"] & ~active
+        s["best"] = torch.where(better[:, None, None, None], candidate, s["best"])
+        s["best_margin"] = torch.where(better, now, s["best_margin"])
+        s["x_adv"] = s["best"]
+        s["hit"] = s["hit"] | fooled
+        s["forwards"] = s["forwards"] + active.long()
+        s["step"] = s["step"] + (active & ~fooled).long()
+        s["over"] = s["over"] | (~s["hit"] & (s["step"] > self.queries))
+
+
+def _stripes(threat: Threat, x: Tensor, draws: Draws) -> Tensor:
+    """The linf start: vertical stripes one pixel wide, +eps or -eps each."""
+    signs = 2 * (draws.uniform((x.shape[1], 1, x.shape[3])) < 0.5).float() - 1
+    return (x + threat.eps * signs).clamp(*threat.bounds)
+
+
+def propose_linf(threat: Threat, x: Tensor, best: Tensor, size: Tensor, random: Tensor) -> Tensor:
+    """best (N, C, H, W) with a square of side size (N,) pushed to +eps or -eps, a sign a channel; random (N, 5 + C) in [0, 1)."""
+    signs = 2 * (random[:, 5:] < 0.5).float() - 1
+    square = _window(x, size, random[:, 0], random[:, 1])
+    return threat.project(best + 2 * threat.eps * signs[:, :, None, None] * square, x)
+
+
+def _window(x: Tensor, size: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """(N, 1, H, W) float masks of squares of side size (N,) whose places are drawn by u and v (N,) in [0, 1)."""
+    top, left = _corner(x.shape[2], size, u), _corner(x.shape[3], size, v)
+    return (_offsets(x.shape[2], top, size)[:, :, None] & _offsets(x.shape[3], left, size)[:, None, :]).float()[:, None]
+
+
+def _corner(length: int, size: Tensor, u: Tensor) -> Tensor:
+    """(N,) first pixel of a square, uniform over every place where it fits."""
+    return (u * (length - size + 1)).long().clamp_max(length - 1)
+
+
+def _offsets(length: int, first: Tensor, size: Tensor) -> Tensor:
+    """(N, length) bool: the pixels from first on, size of them."""
+    place = torch.arange(length, device=first.device)[None]
+    return (place >= first[:, None]) & (place < (first + size)[:, None])
+
+
+def _pattern(side: int, device: torch.device) -> Tensor:
+    """(side, side) of norm 1: two opposite bumps, upper and lower half, each falling off in concentric squares (section 3.3)."""
+    if side == 1:
+        return torch.ones(1, 1, device=device)
+    upper, lower = _bump(side // 2, side, device), _bump(side - side // 2, side, device)
+    both = torch.cat([upper, -lower])
+    return _normalised(both)
+
+
+def _bump(height: int, width: int, device: torch.device) -> Tensor:
+    """(height, width) of norm 1: at Chebyshev distance d from the middle, the sum of 1 / (k + 1)^2 for k from d on."""
+    rows = (torch.arange(height, device=device) - height // 2).abs()
+    columns = (torch.arange(width, device=device) - width // 2).abs()
+    last = max(height, width) // 2 + 1
+    terms = 1.0 / torch.arange(1, last + 1, device=device).float() ** 2
+    tail = F.pad(terms.flip(0).cumsum(0).flip(0), (0, 1))
+    bump: Tensor = tail[torch.maximum(rows[:, None], columns[None, :]).clamp_max(last)]
+    return _normalised(bump)
+
+
+def _normalised(pattern: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(pattern)
+    return pattern / norm
+
+
+def _tiles(threat: Threat, x: Tensor, draws: Draws) -> Tensor:
+    """The l2 start: a grid of patterns, each turned and signed at random, at distance eps."""
+    n, channels, height, _ = x.shape
+    side = max(1, height // 5)
+    count = height // side
+    pattern = _pattern(side, x.device)
+    turned = draws.sub("turned").uniform((count, count)) < 0.5
+    signs = 2 * (draws.sub("signs").uniform((channels, count, count)) < 0.5).float() - 1
+    tiles = torch.where(turned[..., None, None], pattern.T, pattern)[:, None] * signs[..., None, None]  # (N, C, rows, columns, side, side)
+    grid = tiles.permute(0, 1, 2, 4, 3, 5).reshape(n, channels, count * side, count * side)
+    before, after = (height - count * side) // 2, height - count * side - (height - count * side) // 2
+    delta = F.pad(grid, (before, after, before, after))
+    return (x + threat.eps * delta / l2(delta).clamp_min(_TINY)).clamp(*threat.bounds)
+
+
+def propose_l2(threat: Threat, x: Tensor, best: Tensor, size: Tensor, random: Tensor) -> Tensor:
+    """best with the mass of one random square moved into a pattern in another (algorithm 3); random (N, 5 + C) in [0, 1)."""
+    delta = best - x
+    channels = x.shape[1]
+    signs = (2 * (random[:, 5:] < 0.5).float() - 1)[:, :, None, None]
+    here, there = _window(x, size, random[:, 0], random[:, 1]), _window(x, size, random[:, 2], random[:, 3])
+    pattern = _placed_patterns(x, size, random)
+    budget = (threat.eps**2 - l2(delta) ** 2).clamp_min(0.0) / channels
+    mass = (budget + (delta * torch.maximum(here, there)).square().sum((2, 3), keepdim=True)).sqrt()
+    own = delta * here
+    fresh_mass = signs * pattern + own / (_channel_norm(own) + _TINY)
+    fresh_mass = fresh_mass / (_channel_norm(fresh_mass) + _TINY) * mass
+    moved = torch.where(here > 0, fresh_mass, delta * (1 - there))
+    return (x + threat.eps * moved / l2(moved).clamp_min(_TINY)).clamp(*threat.bounds)
+
+
+def _channel_norm(delta: Tensor) -> Tensor:
+    """(N, C, 1, 1) Euclidean norm of each channel."""
+    return delta.square().sum((2, 3), keepdim=True).sqrt()
+
+
+def _placed_patterns(x: Tensor, size: Tensor, random: Tensor) -> Tensor:
+    """(N, 1, H, W): each row's pattern of side size in its first square, zero elsewhere, half of them turned."""
+    result = x.new_zeros(len(x), 1, *x.shape[2:])
+    top, left = _corner(x.shape[2], size, random[:, 0]), _corner(x.shape[3], size, random[:, 1])
+    for side in torch.unique(size).tolist():  # rows of one age have one size, so there are few
+        rows = torch.nonzero(size == side)[:, 0]
+        pattern = _pattern(side, x.device).to(x)
+        turned = torch.where((random[rows, 4] < 0.5)[:, None, None], pattern.T, pattern)
+        reach = torch.arange(side, device=x.device)
+        result[rows[:, None, None], 0, (top[rows, None] + reach)[:, :, None], (left[rows, None] + reach)[:, None, :]] = turned
+    return result

@@ -1,0 +1,198 @@
+"""Auto-PGD against the algorithm of the paper, one example at a time in float64; targets and DLR losses against their formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from advcli.attacks import Apgd, Judge, Surrogate, Threat
+from advcli.attacks.losses import attack_loss, dlr, dlr_targeted
+from advcli.attacks.pool import Task, other_classes, stream
+from advcli.draws import Draws
+from advcli.models import ModelOutput
+
+K, N, STEPS = 5, 6, 100
+SHAPE = (2, 3, 3)
+THREATS = {"linf": Threat("linf", 0.2), "l2": Threat("l2", 0.6)}
+each_norm = pytest.mark.parametrize("norm", THREATS)
+GENERATOR = torch.Generator().manual_seed(0)
+FIRST = torch.randn(18, 12, generator=GENERATOR, dtype=torch.float64)
+SECOND = torch.randn(12, K, generator=GENERATOR, dtype=torch.float64)
+
+
+def model(x: Tensor) -> Tensor:
+    return torch.sin(1.5 * (x.flatten(1) - 0.5) @ FIRST) @ SECOND
+
+
+def trace(x: Tensor) -> ModelOutput:
+    return ModelOutput(model(x), (), x)
+
+
+def examples() -> tuple[Tensor, Tensor]:
+    """Some pixels on the edge of the box."""
+    x = (1.4 * torch.rand(N, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.2).clamp(0, 1)
+    return x, model(x).argmax(1)
+
+
+def plain_loss(name: str, z: Tensor, y: int, target: int) -> Tensor:
+    """Of one row of logits (K,)."""
+    high = sorted(range(K), key=lambda k: -z[k].item())
+    other = max((k for k in range(K) if k != y), key=lambda k: z[k].item())
+    return {
+        "ce": lambda: z.exp().sum().log() - z[y],
+        "dlr": lambda: -(z[y] - z[other]) / (z[high[0]] - z[high[2]]),
+        "dlr-targeted": lambda: -(z[y] - z[target]) / (z[high[0]] - (z[high[2]] + z[high[3]]) / 2),
+        "targeted": lambda: z[target] - z[y],
+    }[name]()
+
+
+def plain_project(z: np.ndarray, x: np.ndarray, norm: str, eps: float) -> np.ndarray:
+    delta = z - x
+    delta = np.clip(delta, -eps, eps) if norm == "linf" else delta * min(1.0, eps / max(np.linalg.norm(delta), 1e-300))
+    return np.clip(x + delta, 0, 1)
+
+
+def plain_apgd(
+    f: Callable[[np.ndarray], tuple[float, np.ndarray]], x: np.ndarray, start: np.ndarray, norm: str, eps: float, checkpoints: set[int]
+) -> list[np.ndarray]:
+    """Every point that is evaluated: the start, and what each of the steps leads to."""
+
+    def ascend(z: np.ndarray, g: np.ndarray, size: float) -> np.ndarray:
+        return plain_project(z + size * (np.sign(g) if norm == "linf" else g / max(np.linalg.norm(g), 1e-12)), x, norm, eps)
+
+    loss, g = f(start)
+    points, losses = [start], [loss]
+    best, best_loss, best_g = start, loss, g
+    size, reduced, best_at_check, last_check = 2 * eps, True, loss, 0
+    current, previous = start, start
+    for k in range(1, STEPS + 1):
+        z = ascend(current, g, size)
+        new = z if k == 1 else plain_project(current + 0.75 * (z - current) + 0.25 * (current - previous), x, norm, eps)
+        previous, current = current, new
+        loss, g = f(current)
+        points.append(current)
+        losses.append(loss)
+        if loss > best_loss:
+            best, best_loss, best_g = current, loss, g
+        if k in checkpoints:
+            rises = sum(losses[j] > losses[j - 1] for j in range(last_check + 1, k + 1))
+            halve = rises <= 0.75 * (k - last_check) or (not reduced and best_at_check == best_loss)
+            if halve:
+                size, current, g = size / 2, best, best_g
+            reduced, best_at_check, last_check = halve, best_loss, k
+    return points
+
+
+CHECKPOINTS = {22, 41, 57, 70, 80, 87, 93, 99}
+
+
+class DoubleDraws(Draws):
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        return super().uniform(shape).double()
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        return super().normal(shape).double()
+
+
+@each_norm
+@pytest.mark.parametrize("name", ["ce", "dlr", "dlr-targeted", "targeted"])
+def test_all_iterates_are_the_papers(name: str, norm: str) -> None:
+    """Success looked for by nobody (an infinite bound), so that each run has all its steps; in each of them, to 1e-8."""
+    threat, (x, y) = THREATS[norm], examples()
+    if name == "dlr":  # a small ball, in which few labels fall to the third place: from there on this loss is constant
+        threat = replace(threat, eps=threat.eps / 10)
+    shown: list[Tensor] = []
+
+    def spy(x: Tensor) -> ModelOutput:
+        shown.append(x.detach().clone())
+        return trace(x)
+
+    draws = DoubleDraws(3, torch.arange(N), "apgd")
+    judge = Judge(torch.nn.Identity(), chunk=N, bound=-torch.inf)
+    judge.model = model  # type: ignore[assignment]
+    attack = Apgd(threat, name, steps=STEPS, restarts=1, targets=1)  # type: ignore[arg-type]
+    logits = model(x)
+    (end,) = stream(attack, Surrogate(spy), judge, Task(lambda pick: x[pick], y, draws, {"logits": logits}))
+    assert len(shown) == STEPS
+    target = logits.scatter(1, y[:, None], -torch.inf).argmax(1)
+    whole = halved = 0
+    for i in range(N):
+
+        def f(z: np.ndarray, i: int = i) -> tuple[float, np.ndarray]:
+            leaf = torch.from_numpy(z)[None].requires_grad_(True)
+            loss = plain_loss(name, model(leaf)[0], int(y[i]), int(target[i]))
+            return loss.item(), torch.autograd.grad(loss, leaf)[0][0].numpy()
+
+        noise = (2 * draws.uniform(SHAPE) - 1 if norm == "linf" else draws.normal(SHAPE))[i].numpy()
+        start = np.clip(x[i].numpy() + threat.eps * noise / (np.abs(noise).max() if norm == "linf" else np.linalg.norm(noise)), 0, 1)
+        points = plain_apgd(f, x[i].numpy(), start, norm, threat.eps, CHECKPOINTS)
+        flat = [step for step in range(STEPS) if name == "dlr" and not f(points[step])[0] < 1 - 1e-9]
+        for step in range(min(flat, default=STEPS - 1) + 1):
+            np.testing.assert_allclose(shown[step][i].numpy(), points[step], rtol=0, atol=1e-8, err_msg=f"example {i}, step {step}")
+        if flat:
+            continue
+        whole += 1
+        np.testing.assert_allclose(end.found.x_adv[i].numpy(), points[-1], rtol=0, atol=1e-8)
+        unchecked = plain_apgd(f, x[i].numpy(), start, norm, threat.eps, set())
+        halved += not np.allclose(points[-1], unchecked[-1])
+    assert whole >= (N - 2 if name == "dlr" else N)
+    assert halved >= whole - 1 or name == "dlr"  # else the checkpoints were not tested
+
+
+@pytest.mark.parametrize("steps", [100, 20, 4])
+def test_checkpoints(steps: int) -> None:
+    """Of max(int(.22 n), 1), then .03 n less each time and .06 n at least; published for n = 100."""
+    first, less, least = max(int(0.22 * steps), 1), max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)
+    gaps = [max(first - i * less, least) for i in range(steps)]
+    seen, attack, (x, y) = [], Apgd(THREATS["linf"], "ce", steps=steps), examples()
+    draws = DoubleDraws(0, torch.arange(N), "")
+    state = attack.begin(x, y, draws, {"logits": model(x)}, torch.zeros_like(y))
+    for step in range(steps):
+        attack.advance(Surrogate(trace), state, torch.inf, draws)
+        if step and bool((state["since"] == 0).all()):
+            seen.append(step)
+    expected = [sum(gaps[: i + 1]) for i in range(len(gaps))]
+    assert seen == [point for point in expected if point < steps]
+    assert steps != 100 or seen == sorted(CHECKPOINTS)
+
+
+@each_norm
+def test_starts_are_as_far_as_eps(norm: str) -> None:
+    x, threat = torch.full((9, *SHAPE), 0.5, dtype=torch.float64), THREATS[norm]
+    far = threat.distance(threat.surface_start(x, Draws(0, torch.arange(9), "s")), x)
+    torch.testing.assert_close(far, torch.full_like(far, threat.eps), rtol=1e-6, atol=0)
+
+
+def test_targets_are_the_other_classes_likeliest_first() -> None:
+    """Also where the label is not the likeliest, and one run a target, in this order."""
+    logits = torch.tensor([[5.0, 1.0, 3.0, 2.0, 4.0], [5.0, 1.0, 3.0, 2.0, 4.0], [0.0, 0.0, 1.0, 0.0, 0.0]])
+    y = torch.tensor([0, 3, 4])
+    expected = [[4, 2, 3, 1], [0, 4, 2, 1], [2, 0, 1, 3]]
+    assert other_classes({"logits": logits}, y).tolist() == expected
+    x = torch.full((3, *SHAPE), 0.5, dtype=torch.float64)
+    for name in ("dlr-targeted", "targeted"):
+        attack = Apgd(THREATS["linf"], name, targets=4)  # type: ignore[arg-type]
+        assert attack.runs == 4
+        states = [attack.begin(x, y, Draws(0, torch.arange(3), ""), {"logits": logits}, torch.full_like(y, run)) for run in range(4)]
+        assert torch.stack([state["target"] for state in states], 1).tolist() == expected
+    mixed = attack.begin(x, y, Draws(0, torch.arange(3), ""), {"logits": logits}, torch.tensor([0, 1, 3]))
+    assert mixed["target"].tolist() == [4, 4, 3]
+
+
+def test_dlr_losses_are_their_formulas() -> None:
+    """Ties of the third and fourth included; the label anywhere in the order."""
+    z = 3 * torch.randn(200, K, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    z[:9, 2] = z[:9, 3]
+    y = torch.arange(200) % K
+    target = (y + 1 + torch.arange(200) % (K - 1)) % K
+    for name, value in (("dlr", dlr(z, y)), ("dlr-targeted", dlr_targeted(z, y, target))):
+        expected = torch.stack([plain_loss(name, z[i], int(y[i]), int(target[i])) for i in range(200)])
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(attack_loss(name)(ModelOutput(z, (), z), y, {"target": target}), value, rtol=0, atol=0)
+    torch.testing.assert_close(dlr(7 * z + 2, y), dlr(z, y), rtol=1e-9, atol=1e-9)  # what it was made for
+    assert torch.equal(dlr(z, y) > 0, z.argmax(1) != y)

@@ -1,0 +1,256 @@
+"""Continuous batching: whose turn it is, who shares a batch and what the judge says change nobody's outcome; costs are exact."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advcli.attacks import Apgd, Cost, Fab, Judge, Pgd, Square, Surrogate, Threat
+from advcli.attacks.losses import attack_loss, margin
+from advcli.attacks.pool import Attempt, PooledAttack, Task, _Pool, stream
+from advcli.draws import Draws
+from advcli.models import ModelOutput
+
+K, N = 4, 23
+LINF, L2 = Threat("linf", 0.04), Threat("l2", 0.25)
+
+
+class Spied(nn.Module):
+    """A small smooth network that remembers the batch sizes it is shown."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.first = torch.randn(64, 24, generator=generator) / 4
+        self.second = torch.randn(24, K, generator=generator)
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        return torch.tanh((x.flatten(1) - 0.5) @ self.first) @ self.second
+
+    def trace(self, x: Tensor) -> ModelOutput:
+        return ModelOutput(self(x), (), x)
+
+
+class Refusing(Judge):
+    """Never fooled, or only by what keeps away from the surrogate's own boundary by `reserve`."""
+
+    def __init__(self, *args: Any, reserve: float = torch.inf, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.reserve = reserve
+
+    def broken(self, margins: Tensor) -> Tensor:
+        return margins >= self.reserve
+
+
+ATTACKS: dict[str, PooledAttack] = {
+    "pgd": Pgd(LINF, attack_loss("ce"), steps=6, step_size=0.01, restarts=3),
+    "pgd-momentum": Pgd(LINF, attack_loss("margin"), steps=6, step_size=0.01, restarts=2, momentum=0.9),
+    "apgd-ce": Apgd(LINF, "ce", steps=8, restarts=2),
+    "apgd-t-l2": Apgd(L2, "dlr-targeted", steps=6, targets=3),
+    "fab": Fab(LINF, steps=5, targets=3),
+    "fab-l2": Fab(L2, steps=5, targets=3),
+    "square": Square(LINF, queries=20),
+    "square-l2": Square(L2, queries=20),
+}
+each_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=list(ATTACKS))
+
+
+def examples(n: int = N) -> tuple[Tensor, Tensor]:
+    x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    return x, Spied()(x).argmax(1)
+
+
+def task(rows: Tensor | None = None) -> Task:
+    x, y = examples()
+    rows = torch.arange(N) if rows is None else rows
+    return Task(lambda pick: x[rows][pick], y[rows], Draws(0, rows * 7 + 1, "pool"), {})
+
+
+def outcomes(attack: PooledAttack, rows: Tensor, chunk: int, judge: type[Judge] = Judge, **settings: Any) -> dict[int, tuple[Any, ...]]:
+    """Of each example's last attempt, everything that there is to know, by its name."""
+    model = Spied()
+    attempts = stream(attack, Surrogate(model.trace), judge(model, chunk=chunk, **settings), task(rows))
+    result = {}
+    for a in attempts:
+        for i in torch.nonzero(a.final)[:, 0].tolist():
+            name = int(rows[a.positions[i]])
+            assert name not in result, "a second final attempt"
+            fields = (a.found.margins, a.found.broken, a.found.steps, a.runs, a.forwards, a.backwards)
+            result[name] = (a.found.x_adv[i].flatten().tolist(), *(field[i].item() for field in fields))
+    return result
+
+
+ORDER = torch.randperm(N, generator=torch.Generator().manual_seed(0))
+
+
+@each_attack
+@pytest.mark.parametrize("judge", [Judge, Refusing], ids=["believing", "refusing"])
+def test_outcomes_belong_to_the_example(attack: PooledAttack, judge: type[Judge]) -> None:
+    """To the bit, whoever else is there, in which order, in a chunk that they fill or not; everyone gets one final attempt."""
+    settings = {"reserve": 0.05} if judge is Refusing else {}
+    whole = outcomes(attack, torch.arange(N), 8, judge, **settings)
+    assert set(whole) == set(range(N))
+    assert 0 < sum(outcome[2] for outcome in whole.values()) < N
+    for rows in (ORDER, ORDER[:16], ORDER[:3], ORDER[3:4], ORDER[:9]):
+        part = outcomes(attack, rows, 8, judge, **settings)
+        assert part == {int(i): whole[int(i)] for i in rows}
+
+
+@each_attack
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_every_example_gets_one_final_attempt_at_any_chunk(attack: PooledAttack, chunk: int) -> None:
+    assert set(outcomes(attack, torch.arange(N), chunk)) == set(range(N))
+
+
+@pytest.mark.parametrize("refuse", [False, True], ids=["believing", "refusing"])
+@each_attack
+def test_runs_in_order_until_success_and_costs_exact(attack: PooledAttack, refuse: bool) -> None:
+    """Runs 0, 1, ... and none after a success; the last attempt's costs are all that the example took part in."""
+    model = Spied()
+    judge = (Refusing if refuse else Judge)(model, chunk=6)
+    history: dict[int, list[tuple[int, bool, bool, int, int]]] = {}
+    for a in stream(attack, Surrogate(model.trace), judge, task()):
+        rows = (a.positions, a.runs, a.found.broken, a.final, a.forwards, a.backwards)
+        for position, *rest in zip(*(field.tolist() for field in rows), strict=True):
+            history.setdefault(position, []).append(tuple(rest))
+    black = isinstance(attack, Square)
+    for attempts in history.values():
+        assert [run for run, *_ in attempts] == list(range(len(attempts)))
+        assert [final for _, _, final, _, _ in attempts] == [False] * (len(attempts) - 1) + [True]
+        assert [broken for _, broken, *_ in attempts[:-1]] == [False] * (len(attempts) - 1)
+        _, broken, _, forwards, backwards = attempts[-1]
+        assert broken or len(attempts) == attack.runs
+        if black:
+            assert backwards == 0
+        if not refuse:
+            assert forwards - len(attempts) == (forwards - 1 if black else backwards)
+            if not broken:
+                assert forwards + backwards == attack.passes
+        assert not (broken and refuse)
+    assert len(history) == N
+
+
+class Table(nn.Module):
+    """The margin of label 0 after the step it is asked at; an image's pixel is its step count."""
+
+    def __init__(self, success: int) -> None:
+        super().__init__()
+        self.success = success
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = x[:, 0, 0, 0] * 100
+        return torch.stack([0 * step, step - self.success + 0.5], 1)
+
+
+@pytest.mark.parametrize(
+    ("success", "forwards", "backwards", "steps"), [(0, 2, 1, 0), (1, 3, 2, 1), (4, 6, 5, 4), (5, 6, 5, 5), (99, 6, 5, -1)]
+)
+def test_costs_of_an_example_that_breaks_at_a_known_step(success: int, forwards: int, backwards: int, steps: int) -> None:
+    """A success seen by the surrogate after s steps costs s + 1 forwards and backwards; after the last step only the judge looks."""
+    model, x = Table(success), torch.zeros(3, 1, 2, 2)
+    attack = Pgd(Threat("linf", 0.5), attack_loss("margin"), steps=5, step_size=0.01, start="none")
+    surrogate = Surrogate(lambda x: ModelOutput(model(x), (), x))
+    job = Task(lambda pick: x[pick], torch.zeros(3, dtype=torch.int64), Draws(0, torch.arange(3), ""), {})
+    (a,) = stream(attack, surrogate, Judge(model, chunk=4), job)
+    assert a.forwards.tolist() == [forwards] * 3
+    assert a.backwards.tolist() == [backwards] * 3
+    assert a.found.steps.tolist() == [steps] * 3
+
+
+@each_attack
+@pytest.mark.parametrize("n", [1, 6, 23])
+def test_every_forward_is_a_whole_chunk(attack: PooledAttack, n: int) -> None:
+    """Of the surrogate and of the judge; clean logits included, which nobody gave here."""
+    ours, judged = Spied(), Spied()
+    worked: Counter[str] = Counter()
+    judge = Judge(judged, chunk=6)
+    list(stream(attack, Surrogate(ours.trace), judge, task(ORDER[:n]), lambda: worked.update("u")))
+    assert set(ours.seen) == {6}
+    assert set(judged.seen) == {6}
+    clean = -(-n // 6) if attack.needs_logits else 0
+    assert len(ours.seen) == worked["u"] * (50 if isinstance(attack, Square) else 1) + clean
+
+
+@pytest.mark.parametrize("reserve", [torch.inf, 0.4], ids=["all refused", "some refused"])
+@each_attack
+def test_a_judge_that_is_not_fooled_makes_rows_go_on_and_end(attack: PooledAttack, reserve: float) -> None:
+    """At most one refusal an iteration, so the loop ends; the surrogate's verdict alone breaks nothing."""
+    model, cost = Spied(), Cost()
+    units = iter(range(20000))
+    judge = Refusing(model, chunk=6, reserve=reserve, cost=cost)
+    attempts = list(stream(attack, Surrogate(model.trace), judge, task(), lambda: next(units)))
+    assert sum(int(a.final.sum()) for a in attempts) == N
+    assert not any(bool((a.found.broken & (a.found.margins < reserve)).any()) for a in attempts)
+    assert cost.forwards > N  # some were refused and looked at again
+    steps = attack.queries + 1 if isinstance(attack, Square) else attack.steps  # type: ignore[attr-defined]
+    assert cost.forwards <= N * attack.runs * (steps + 1)
+
+
+@pytest.mark.parametrize("name", ["pgd", "pgd-momentum", "apgd-ce", "apgd-t-l2"])
+def test_a_refusal_leaves_the_path_as_it_was(name: str) -> None:
+    """The last points of runs with all successes refused are those of runs in which none was ever noticed."""
+    ends = []
+    for judge in (Refusing(Spied(), chunk=8), Judge(Spied(), chunk=8, bound=-torch.inf)):
+        points = {}
+        for a in stream(ATTACKS[name], Surrogate(Spied().trace), judge, task()):
+            points |= {(p, r): x.tolist() for p, r, x in zip(a.positions.tolist(), a.runs.tolist(), a.found.x_adv, strict=True)}
+        ends.append(points)
+    assert ends[0] == ends[1]
+
+
+@each_attack
+def test_another_judge_than_the_surrogate_has_the_last_word(attack: PooledAttack) -> None:
+    surrogate, judged = Spied(), Spied()
+    judged.second = judged.second + 0.3 * torch.randn(judged.second.shape, generator=torch.Generator().manual_seed(9))
+    x, y = examples()
+    found = attack(Surrogate(surrogate.trace), Judge(judged, chunk=8), x, y, Draws(0, torch.arange(N), "pool"), {})
+    assert torch.equal(found.broken, Judge(judged, chunk=8).decide(found.x_adv, y))
+    assert torch.equal(found.steps >= 0, found.broken)
+    assert found.broken.any()
+
+
+def test_an_empty_task_does_nothing() -> None:
+    model = Spied()
+    nothing = task(torch.arange(0))._replace(condition={"logits": torch.zeros(0, K)})
+    for attack in ATTACKS.values():
+        assert list(stream(attack, Surrogate(model.trace), Judge(model, chunk=4), nothing)) == []
+    assert model.seen == []
+
+
+@each_attack
+@pytest.mark.parametrize("judge", [Judge, Refusing])
+def test_never_more_live_rows_than_the_chunk(attack: PooledAttack, judge: type[Judge], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted at every unit of work, all tensors of it; and the pool is full as long as jobs are queued."""
+    work, most = _Pool.work, []
+
+    def spy(pool: _Pool) -> None:
+        assert all(len(value) == 6 for value in pool.live.values())
+        assert pool.alive == int((pool.live["position"] >= 0).sum()) <= 6
+        assert pool.alive == 6 or not (pool.queue or pool.returned)
+        positions = pool.live["position"][pool.live["position"] >= 0]
+        assert len(positions.unique()) == len(positions)
+        assert sum(len(rows["y"]) for rows in pool.waiting) < 6
+        most.append(pool.alive)
+        work(pool)
+
+    monkeypatch.setattr(_Pool, "work", spy)
+    model = Spied()
+    list(stream(attack, Surrogate(model.trace), judge(model, chunk=6), task()))
+    assert max(most) == 6
+
+
+def test_as_a_callable_it_keeps_the_point_of_largest_margin_over_runs() -> None:
+    model, (x, y) = Spied(), examples()
+    attack, judge, draws = ATTACKS["pgd"], Judge(model, chunk=8), Draws(0, torch.arange(N), "pool")
+    found = attack(Surrogate(model.trace), judge, x, y, draws, {})
+    attempts: list[Attempt] = list(stream(attack, Surrogate(model.trace), judge, Task(lambda pick: x[pick], y, draws, {})))
+    for i in range(N):
+        margins = [m for a in attempts for p, m in zip(a.positions.tolist(), a.found.margins.tolist(), strict=True) if p == i]
+        assert found.margins[i] == (margins[-1] if found.broken[i] else max(margins))
+    torch.testing.assert_close(margin(model(found.x_adv), y), found.margins, rtol=0, atol=1e-5)

@@ -1,0 +1,209 @@
+"""Square Attack: the proposals, the schedule and the bookkeeping; and that it needs no gradient."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from advcli.attacks import Cost, Judge, Pgd, Square, Surrogate, Threat
+from advcli.attacks.losses import attack_loss, margin
+from advcli.attacks.pool import Task, stream
+from advcli.attacks.square import _pattern, _placed_patterns, _window, propose_l2, propose_linf
+from advcli.draws import Draws
+from advcli.models import ModelOutput
+
+THREATS = {"linf": Threat("linf", 0.1), "l2": Threat("l2", 0.7)}
+PROPOSE = {"linf": propose_linf, "l2": propose_l2}
+each_norm = pytest.mark.parametrize("norm", THREATS)
+SIDE = 9
+
+
+def images(n: int, channels: int = 3) -> Tensor:
+    return (1.4 * torch.rand(n, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) - 0.2).clamp(0, 1)
+
+
+def draw(n: int, channels: int = 3, seed: int = 0) -> Tensor:
+    return torch.rand(n, 5 + channels, generator=torch.Generator().manual_seed(seed))
+
+
+class Steep(nn.Module):
+    """Three classes, affine in the pixels; rounded logits have no gradient."""
+
+    def __init__(self, rounded: bool = False) -> None:
+        super().__init__()
+        self.weight = torch.randn(SIDE * SIDE, 3, generator=torch.Generator().manual_seed(5))
+        self.rounded = rounded
+        self.shown: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shown.append(x.detach().clone())
+        z = (x.flatten(1) - 0.5) @ self.weight
+        return z + ((10 * z).round() / 10 - z).detach() - z + z.detach() if self.rounded else z
+
+    def trace(self, x: Tensor) -> ModelOutput:
+        return ModelOutput(self(x), (), x)
+
+
+@each_norm
+@pytest.mark.parametrize("size", [1, 3, 5, 9])
+def test_proposals_stay_in_ball_and_box_and_change_only_their_squares(norm: str, size: int) -> None:
+    """A hundred in a row, each from the last."""
+    threat, x = THREATS[norm], images(40)
+    best, sizes = x.clone(), torch.full((40,), size)
+    for query in range(100):
+        random = draw(40, seed=query)
+        candidate = PROPOSE[norm](threat, x, best, sizes, random)
+        assert bool(((candidate >= 0) & (candidate <= 1)).all())
+        assert bool((threat.distance(candidate.double(), x.double()) <= threat.eps + 1e-6).all())
+        if norm == "linf":
+            square = _window(x, sizes, random[:, 0], random[:, 1]).bool().expand_as(x)
+            assert torch.equal(candidate[~square], threat.project(best, x)[~square])
+            full = (candidate - x).abs() > threat.eps - 1e-6
+            assert bool((full | (candidate == 0) | (candidate == 1))[square].all())
+        best = candidate
+
+
+@pytest.mark.parametrize("side", [32, 8])
+def test_sizes_are_the_published_table(side: int) -> None:
+    """For 5,000 queries the share of pixels halves after queries 10, 50, 200, 500, 1000, 2000 and 4000."""
+    starts = [0, 11, 51, 201, 501, 1001, 2001, 4001, 5000]
+    shares = np.repeat([0.8 / 2**i for i in range(8)], np.diff(starts))
+    for norm in THREATS:
+        expected = [max(round(math.sqrt(share) * side), 1) for share in shares]
+        if norm == "l2":
+            expected = [min(max(s, 3) + (max(s, 3) + 1) % 2, side) for s in expected]
+        assert Square(THREATS[norm])._sizes(torch.arange(5000), side).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_windows_are_uniform_over_all_places(size: int) -> None:
+    n, places = 20000, (SIDE - size + 1) ** 2
+    random = Draws(0, torch.arange(n), "windows").uniform((8,))
+    masks = _window(torch.zeros(n, 1, SIDE, SIDE), torch.full((n,), size), random[:, 0], random[:, 1])[:, 0]
+    assert bool((masks.sum((1, 2)) == size**2).all())
+    rows, columns = masks.amax(2).argmax(1), masks.amax(1).argmax(1)
+    assert bool((masks.amax(2).sum(1) == size).all())
+    counts = torch.bincount(rows * (SIDE - size + 1) + columns, minlength=places)
+    assert len(counts) == places
+    if places > 1:
+        assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("side", [1, 3, 4, 5, 7, 9])
+def test_patterns_have_norm_one_and_two_opposite_halves(side: int) -> None:
+    pattern = _pattern(side, torch.device("cpu"))
+    assert abs(float(pattern.norm()) - 1) < 1e-6
+    if side > 1:
+        assert bool((pattern[: side // 2] > 0).all())
+        assert bool((pattern[side // 2 :] < 0).all())
+    x, sizes, random = torch.zeros(50, 1, SIDE, SIDE), torch.full((50,), side), draw(50, 1)
+    placed = _placed_patterns(x, sizes, random)
+    torch.testing.assert_close(placed.flatten(1).norm(dim=1), torch.ones(50), rtol=0, atol=1e-6)
+    assert torch.equal(placed != 0, _window(x, sizes, random[:, 0], random[:, 1]) > 0)
+
+
+def test_patterns_are_those_of_the_authors() -> None:
+    from pyautoattack.square import SquareAttack
+
+    theirs = SquareAttack(None, norm="L2", eps=1.0, device="cpu")
+    with torch.random.fork_rng():
+        for side in (3, 4, 5, 6, 7, 11, 29):
+            pattern, other = _pattern(side, torch.device("cpu")), theirs.eta(side)
+            assert min(float((pattern - other).abs().max()), float((pattern.T - other).abs().max())) < 1e-6
+
+
+def test_l2_moves_mass_and_makes_none() -> None:
+    """Away from the box the perturbation keeps norm eps; the second square is emptied, but for where it meets the first."""
+    threat, x = THREATS["l2"], torch.full((60, 3, SIDE, SIDE), 0.5)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    best = x + threat.eps * noise / noise.flatten(1).norm(dim=1)[:, None, None, None]
+    sizes, random = torch.tensor([3, 5] * 30), draw(60)
+    delta, old = propose_l2(threat, x, best, sizes, random) - x, best - x
+    torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.full((60,), threat.eps), rtol=0, atol=1e-5)
+    here, there = (_window(x, sizes, random[:, i], random[:, i + 1]).bool().expand_as(x) for i in (0, 2))
+    assert not (delta.abs() > 1e-7)[there & ~here].any()
+    torch.testing.assert_close(delta[~there & ~here], old[~there & ~here], rtol=0, atol=1e-5)
+    for channel in range(3):
+        mass = [(part[:, channel].square() * where[:, channel]).sum((1, 2)) for part, where in ((old, here | there), (delta, here))]
+        torch.testing.assert_close(mass[0], mass[1], rtol=1e-3, atol=1e-5)
+
+
+def task(n: int, rows: Tensor | None = None) -> tuple[Task, Tensor, Tensor]:
+    x = images(n, 1)
+    y = Steep()(x).argmax(1)
+    rows = torch.arange(n) if rows is None else rows
+    return Task(lambda pick: x[rows][pick], y[rows], Draws(1, rows, "square"), {}), x, y
+
+
+@each_norm
+def test_margins_never_fall_and_proposals_start_from_the_best(norm: str) -> None:
+    attack, surrogate = Square(THREATS[norm], queries=200), Surrogate(Steep().trace)
+    (_, x, y), draws = task(12), Draws(1, torch.arange(12), "square")
+    state = attack.begin(x, y, draws, {}, torch.zeros_like(y))
+    last = torch.full((12,), -torch.inf)
+    for _ in range(4):
+        attack.advance(surrogate, state, torch.inf, draws)
+        now = margin(Steep()(state["x_adv"]), y)
+        torch.testing.assert_close(now, state["best_margin"], rtol=0, atol=1e-4)
+        assert bool((state["best_margin"] >= last).all())
+        last = state["best_margin"].clone()
+    assert bool((last > margin(Steep()(x), y)).all())
+
+
+@each_norm
+@pytest.mark.parametrize("queries", [0, 1, 49, 50, 120])
+def test_queries_are_counted_exactly(norm: str, queries: int) -> None:
+    """The start, the proposals and the judge's look; what is queried after that, until the unit ends, counts for nobody."""
+    attack, model, cost = Square(THREATS[norm], queries=queries), Steep(), Cost()
+    job, _, _ = task(4)
+    judge = Judge(Steep(), chunk=4, bound=-torch.inf)
+    (a,) = stream(attack, Surrogate(model.trace, cost), judge, job)
+    assert a.forwards.tolist() == [queries + 2] * 4 == [attack.passes] * 4
+    assert not a.backwards.any()
+    assert cost.backwards == 0
+    assert cost.forwards == 4 * 50 * math.ceil((queries + 1) / 50)
+    shown = torch.stack([margin(Steep()(x), job.labels) for x in model.shown[: queries + 1]])
+    torch.testing.assert_close(a.found.margins, shown.max(0).values, rtol=0, atol=1e-5)  # queries beyond were not used
+
+
+@each_norm
+def test_every_example_has_squares_of_its_own(norm: str) -> None:
+    """All differ where images are the same; and companions and their order change none."""
+    attack, x, shown = Square(THREATS[norm], queries=40), torch.full((10, 1, SIDE, SIDE), 0.5), {}
+    for order in (torch.arange(10), torch.arange(9, -1, -1), torch.tensor([4, 7])):
+        model, y = Steep(), torch.zeros(len(order), dtype=torch.int64)
+        job = Task(lambda pick: x[: len(pick)], y, Draws(1, order, "square"), {})
+        list(stream(attack, Surrogate(model.trace), Judge(Steep(), chunk=10, bound=-torch.inf), job))
+        for row, name in enumerate(order.tolist()):
+            path = torch.stack([batch[row] for batch in model.shown[:41]])
+            assert torch.equal(shown.setdefault(name, path), path)
+    paths = torch.stack(list(shown.values()))
+    for i in range(10):
+        for j in range(i):
+            assert not torch.equal(paths[i, 0], paths[j, 0])
+            assert not torch.equal(paths[i, 5], paths[j, 5])
+
+
+@each_norm
+def test_breaks_where_gradients_are_masked(norm: str) -> None:
+    """Rounded logits: PGD cannot move but by chance, squares do as well as on the plain model, nearly."""
+    threat, fallen = THREATS[norm], {}
+    for rounded in (False, True):
+        model, (_, x, y) = Steep(rounded), task(30)
+        judge, draws = Judge(Steep(rounded), chunk=30), Draws(1, torch.arange(30), "masked")
+        right = ~judge.decide(x, y)
+        for name, attack in (
+            ("square", Square(threat, queries=400)),
+            ("pgd", Pgd(threat, attack_loss("ce"), steps=20, step_size=threat.eps / 4)),
+        ):
+            found = attack(Surrogate(model.trace), judge, x, y, draws, {})
+            assert bool((threat.distance(found.x_adv, x) <= threat.eps + 1e-5).all())
+            fallen[name, rounded] = int((found.broken & right).sum())
+    assert fallen["pgd", False] >= fallen["square", False]
+    assert fallen["square", True] >= 0.7 * fallen["square", False] > 0
+    assert fallen["square", True] >= 2 * fallen["pgd", True] + 3
