@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,12 +17,13 @@ from advcli.attacks.pool import Attempt, PooledAttack, Task, stream
 from advcli.data import Split, stratified_order, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
+from advcli.evaluation import shards
 from advcli.evaluation.suites import PROTOCOL, Entry, notes, suite
 from advcli.evaluation.summary import summarise
 from advcli.models import Network, frozen
 from advcli.runs import atomic
 from advcli.runs.checkpoint import Loaded, versions
-from advcli.runs.ledger import Arrays, Ledger
+from advcli.runs.ledger import Ledger
 from advcli.training.device import set_precision
 
 _PROBE = 64  # images on which rounding is measured
@@ -160,7 +159,8 @@ class _Run:
             logits = self._clean_logits()
             margins = self.judge.margins_of(logits, self.images.labels)
             alive = ~self.judge.broken(margins)
-            correct, stored = alive.clone(), self._stored()
+            correct = alive.clone()
+            stored = shards.stored(self.ledger, [entry.name for entry in self.entries])
             self.watcher.started(sum(len(ids) for ids in stored.values()), int(correct.sum()) * len(self.entries))
             for position, entry in enumerate(self.entries):
                 due = torch.nonzero(alive if entry.on == "survivors" else correct)[:, 0]
@@ -173,21 +173,15 @@ class _Run:
         size, images = self.job.chunk, self.images.images
         return torch.cat([self.judge.logits(to_float(images[i : i + size])) for i in range(0, len(images), size)])
 
-    def _stored(self) -> dict[str, dict[int, bool]]:
-        """For each attack, the examples that shards of an earlier session already hold, and whether it broke them."""
-        stored: dict[str, dict[int, bool]] = {entry.name: {} for entry in self.entries}
-        for number in self.ledger.shards():
-            arrays, header = self.ledger.read_shard(number)
-            stored[header["entry"]] |= dict(zip(arrays["index"].tolist(), arrays["broken"].tolist(), strict=True))
-        return stored
-
     def _attack(self, number: int, entry: Entry, due: Tensor, logits: Tensor, alive: Tensor, stored: dict[str, dict[int, bool]]) -> Tensor:
-        """Run one attack on the examples at positions due; returns the positions that it broke, in this session or an earlier one."""
+        """Run one attack on the examples at positions due; returns the positions that it broke, now or before an interruption."""
         known = stored[entry.name]
         names = self.images.index[due].tolist()
         done = torch.tensor([name in known for name in names], dtype=torch.bool, device=due.device)
         broken = [due[[bool(known.get(name, False)) for name in names]]] if names else []
-        shard = _Shard(self, entry, number, alive)
+        shard = shards.ShardWriter(
+            self.ledger, self.images.index, alive, attack=entry.name, digest=self.identity["digest"], size=self.job.chunk
+        )
         before, later = self._units(), sum(e.attack.passes for e in self.entries[number + 1 :])
         closed = int(done.sum())
 
@@ -202,7 +196,7 @@ class _Run:
                 rows = due[attempt.positions[final]]
                 broken.append(rows[attempt.found.broken[final]])
                 closed += len(rows)
-                shard.add(rows, attempt, final)
+                shard.add(rows, attempt)
                 worked()
         finally:
             shard.write()  # what is finished is kept, whatever ends the loop
@@ -238,36 +232,13 @@ class _Run:
 
     def _merge(self, margins: Tensor, folder: Path) -> None:
         """Join the shards, attack by attack, into one table of all examples, and write it and the clock."""
-        index = self.images.index.cpu().numpy()
-        table: Arrays = {"index": index, "label": self.images.labels.cpu().numpy(), "clean_margin": margins.cpu().numpy()}
-        shards = [self.ledger.read_shard(number) for number in self.ledger.shards()]
-        n, place = len(index), {name: row for row, name in enumerate(index.tolist())}
-        table["found_by"] = np.full(n, -1)
-        adversarial: dict[int, Any] = {}
-        for position, entry in enumerate(self.entries):
-            columns: Arrays = {"broken": np.zeros(n, bool), "margin": np.full(n, np.nan, np.float32)}
-            columns |= {
-                "steps": np.full(n, -1),
-                "run": np.full(n, -1),
-                "forwards": np.zeros(n, np.int64),
-                "backwards": np.zeros(n, np.int64),
-            }
-            for arrays, header in shards:
-                if header["entry"] == entry.name:
-                    rows = np.array([place[name] for name in arrays["index"].tolist()], np.int64)
-                    for key, column in columns.items():
-                        column[rows] = arrays[key]
-                    adversarial |= dict(zip(arrays["adversarial_index"].tolist(), arrays["adversarial"], strict=True))
-            table |= {f"{key}.{entry.name}": column for key, column in columns.items()}
-            table["found_by"] = np.where((table["found_by"] < 0) & columns["broken"], position, table["found_by"])
-        names = sorted(adversarial)
-        table["adversarial_index"] = np.array(names, np.int64)
-        table["adversarial"] = (
-            np.stack([adversarial[name] for name in names]) if names else np.zeros((0, *self.images.images.shape[1:]), np.float32)
+        split = self.images
+        table = {"index": split.index.cpu().numpy(), "label": split.labels.cpu().numpy(), "clean_margin": margins.cpu().numpy()}
+        whole, seconds = shards.join(self.ledger, table, [entry.name for entry in self.entries], split.images.shape[1:])
+        self.ledger.finish(whole, self._header())
+        atomic.write_json(
+            folder / "timing.json", {"seconds": round(seconds, 3), "device": str(self.device), "threads": torch.get_num_threads()}
         )
-        self.ledger.finish(table, self._header())
-        seconds = round(sum(header["seconds"] for _, header in shards), 3)
-        atomic.write_json(folder / "timing.json", {"seconds": seconds, "device": str(self.device), "threads": torch.get_num_threads()})
 
     def _header(self) -> dict[str, Any]:
         job = self.job
@@ -296,38 +267,6 @@ class _Run:
         targeted = isinstance(entry.attack, Apgd | Fab) and entry.attack.is_targeted
         readings = entry.readings or ((entry.name, 2**31),)
         return {"name": entry.name, "about": entry.about, "on": entry.on, "targeted": targeted, "readings": readings}
-
-
-class _Shard:
-    """Finished examples of one attack, written whenever a chunk of them has come together."""
-
-    def __init__(self, run: _Run, entry: Entry, position: int, alive: Tensor) -> None:
-        self.run, self.entry, self.alive = run, entry, alive
-        self.parts: list[Arrays] = []
-        self.units = 0  # passes that finished examples took
-        self.clock = time.monotonic()
-
-    def add(self, rows: Tensor, attempt: Attempt, final: Tensor) -> None:
-        """rows: positions of the examples that the attempt closes. The adversarial image is kept where nothing broke the example before."""
-        found, broken = attempt.found, attempt.found.broken[final]
-        index = self.run.images.index[rows]
-        kept = broken & self.alive[rows]
-        values = {"index": index, "broken": broken, "margin": found.margins[final], "steps": found.steps[final], "run": attempt.runs[final]}
-        values |= {"forwards": attempt.forwards[final], "backwards": attempt.backwards[final]}
-        values |= {"adversarial": found.x_adv[final][kept], "adversarial_index": index[kept]}
-        self.parts.append({key: value.cpu().numpy() for key, value in values.items()})
-        self.units += int(attempt.forwards[final].sum() + attempt.backwards[final].sum())
-        if sum(len(part["index"]) for part in self.parts) >= self.run.job.chunk:
-            self.write()
-
-    def write(self) -> None:
-        parts, self.parts = [part for part in self.parts if len(part["index"])], []
-        if parts:
-            now = time.monotonic()
-            arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-            header = {"digest": self.run.identity["digest"], "entry": self.entry.name, "seconds": now - self.clock}
-            self.run.ledger.write_shard(max(self.run.ledger.shards(), default=-1) + 1, arrays, header)
-            self.clock = now
 
 
 @torch.no_grad()
