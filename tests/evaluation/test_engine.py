@@ -6,10 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -208,9 +204,10 @@ def test_ctrl_c_keeps_every_finished_image(checkpoint: Path, silent: Any, tmp_pa
 
 
 def strong(checkpoint: Path, silent: Any, out: Path, **options: Any) -> tuple[Arrays, dict[str, Any]]:
-    """AutoAttack with its 5,000 queries cut to 100: the same code in a fraction of the time."""
+    """AutoAttack with 20 of its 100 steps and 100 of its 5,000 queries: the same code in a fraction of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suites, "Square", partial(suites.Square, queries=100))
+        for name, less in (("Apgd", {"steps": 20}), ("Fab", {"steps": 20}), ("Square", {"queries": 100})):
+            patch.setattr(suites, name, partial(getattr(suites, name), **less))
         folder, report = attack(checkpoint, silent, suite="aa", eps="0.25", out=out, **options)
     return ledger_of(folder)[0], report
 
@@ -243,53 +240,9 @@ def test_passes_are_what_each_image_took_itself(checkpoint: Path, silent: Any, t
     robust = arrays["run.square"] == 0
     robust &= arrays["found_by"] < 0
     assert robust.any()
-    for name, forwards, backwards in (("apgd-ce", 101, 100), ("apgd-t", 9 * 101, 900), ("fab-t", 9 * 101, 900), ("square", 102, 0)):
+    for name, forwards, backwards in (("apgd-ce", 21, 20), ("apgd-t", 9 * 21, 180), ("fab-t", 9 * 21, 180), ("square", 102, 0)):
         assert set(arrays[f"forwards.{name}"][robust].tolist()) == {forwards}, name
         assert set(arrays[f"backwards.{name}"][robust].tolist()) == {backwards}, name
-
-
-@pytest.mark.slow
-def test_native_and_reference_differ_no_more_than_two_seeds_of_the_reference(checkpoint: Path, silent: Any, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"suite": "aa", "n": 100, "eps": "0.2"}
-    native, reference, other = (
-        ledger_of(attack(checkpoint, silent, out=tmp_path / name, **options, **more)[0])[0]["found_by"] >= 0
-        for name, more in (
-            ("native", {}),
-            ("reference", {"engine": "reference"}),
-            ("other", {"engine": "reference", "seed": 0, "batch_size": 50}),
-        )
-    )
-    seeds = int((reference != other).sum())
-    assert int((native != reference).sum()) <= max(1, seeds)
-    assert int(native.sum()) >= int(reference.sum()) - seeds
-
-
-@pytest.mark.slow
-def test_a_killed_process_is_resumed_to_the_same_bytes(checkpoint: Path, silent: Any, tmp_path: Path) -> None:
-    out = tmp_path / "cut"
-    arguments = ["--suite", "aa", "--n", "12", "--batch-size", "4", "--eps", "0.3", "--device", "cpu", "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "advcli", "attack", str(checkpoint), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    ledger = Ledger(out / "ledger")
-    while process.poll() is None and not ledger.shards():
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    finished = ledger.shards()
-    assert finished
-    assert not ledger.complete
-    before = {number: path.read_bytes() for number, path in finished.items()}
-    options = {"suite": "aa", "n": 12, "batch_size": 4, "eps": "0.3"}
-    with pytest.raises(UsageError, match="begun and not finished"):
-        attack(checkpoint, silent, out=out, **options)
-    assert {number: path.read_bytes() for number, path in ledger.shards().items()} == before
-    attack(checkpoint, silent, out=out, resume=True, **options)
-    attack(checkpoint, silent, out=tmp_path / "whole", **options)
-    assert receipts(out) == receipts(tmp_path / "whole")
 
 
 # Folders that hold something already.

@@ -1,4 +1,4 @@
-"""What design promises of native AutoAttack: the same bytes whatever happens around an image, and verdicts as the authors' package has them."""
+"""Native AutoAttack: the same bytes whatever happens around an image, and verdicts as the authors' package has them."""
 
 from __future__ import annotations
 
@@ -44,9 +44,16 @@ def path(trained_run: Path) -> Path:
 
 
 @pytest.fixture
-def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Square Attack with 100 queries for 5,000: the same code in a fraction of the time."""
-    monkeypatch.setattr(suites, "Square", partial(suites.Square, queries=100))
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of the steps and a fiftieth of the queries: the same code in a fraction of the time."""
+    for name, less in (("Apgd", {"steps": 20}), ("Fab", {"steps": 20}), ("Square", {"queries": 100})):
+        monkeypatch.setattr(suites, name, partial(getattr(suites, name), **less))
+
+
+@pytest.fixture
+def fewer_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All steps, and a tenth of the queries."""
+    monkeypatch.setattr(suites, "Square", partial(suites.Square, queries=500))
 
 
 def job(path: Path, images: Split, *, chunk: int, engine: str = "native", seed: int = 0) -> Job:
@@ -69,7 +76,7 @@ def is_robust(arrays: Arrays) -> Any:
 # The others in the pool.
 
 
-@pytest.mark.usefixtures("few_queries")
+@pytest.mark.usefixtures("short")
 def test_an_image_has_the_same_row_in_every_company(path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One rounding bound for all: it is measured on the images of a run, and decides with the rest."""
     monkeypatch.setattr(engine, "measure_bound", lambda model, x: 1e-5)
@@ -77,9 +84,8 @@ def test_an_image_has_the_same_row_in_every_company(path: Path, silent: Any, tmp
     whole, _ = result(job(path, split, chunk=16), tmp_path / "whole", silent)
     assert {0, 1} <= set(whole["found_by"].tolist())
     assert is_robust(whole).any()
-    for number, part in enumerate(
-        (torch.arange(39, 40), torch.arange(0, 40, 3), torch.randperm(40, generator=torch.Generator().manual_seed(1))[:29].sort()[0])
-    ):
+    shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    for number, part in enumerate((torch.tensor([39]), torch.arange(0, 40, 3), shuffled[:29].sort().values)):
         own, _ = result(job(path, split.take(part), chunk=16), tmp_path / str(number), silent)
         for name, column in own.items():
             if not name.startswith("adversarial"):
@@ -89,16 +95,19 @@ def test_an_image_has_the_same_row_in_every_company(path: Path, silent: Any, tmp
         assert whole["adversarial"][kept].tobytes() == own["adversarial"].tobytes()
 
 
-@pytest.mark.usefixtures("few_queries")
-def test_chunk_sizes_agree_on_verdicts_and_on_what_they_cost(path: Path, silent: Any, tmp_path: Path) -> None:
-    split = images(60)
+@pytest.mark.parametrize("n", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_chunk_sizes_agree_on_verdicts_and_on_what_they_cost(
+    path: Path, silent: Any, tmp_path: Path, n: int, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue("short" if n == 60 else "fewer_queries")
+    split = images(n)
     runs = {size: result(job(path, split, chunk=size), tmp_path / str(size), silent)[0] for size in (16, 64, 128)}
     first = runs.pop(16)
     for other in runs.values():
         differ = int(((first["found_by"] >= 0) != (other["found_by"] >= 0)).sum())
-        assert differ <= 0.005 * 60
+        assert differ <= 0.005 * n
         standing = is_robust(first) & is_robust(other)
-        assert standing.sum() >= 10
+        assert standing.sum() >= n / 10
         for name in ATTACKS:  # what an image costs follows from the attempts it took, not from the pool's size
             alike = (first[f"run.{name}"] == other[f"run.{name}"]) & (first[f"steps.{name}"] == other[f"steps.{name}"])
             assert alike[standing].all()
@@ -128,7 +137,7 @@ class Interrupting:
             raise KeyboardInterrupt
 
 
-@pytest.mark.usefixtures("few_queries")
+@pytest.mark.usefixtures("short")
 def test_ctrl_c_in_any_attack_changes_nothing(path: Path, silent: Any, tmp_path: Path) -> None:
     split, watcher = images(20), Interrupting()
     arrays, report = result(job(path, split, chunk=8), tmp_path / "whole", watcher)
@@ -146,18 +155,18 @@ def test_ctrl_c_in_any_attack_changes_nothing(path: Path, silent: Any, tmp_path:
     assert len(stopped_in) >= 3
 
 
-@pytest.mark.usefixtures("few_queries")
+@pytest.mark.usefixtures("short")
 def test_a_run_that_is_stopped_again_and_again_arrives(path: Path, tmp_path: Path) -> None:
     split = images(20)
     result(job(path, split, chunk=8), tmp_path / "whole", Interrupting())
     stops = 0
     while stops < 50:
         try:
-            result(job(path, split, chunk=8), tmp_path / "cut", Interrupting(1000), resume=True)
+            result(job(path, split, chunk=8), tmp_path / "cut", Interrupting(240), resume=True)
             break
         except InterruptedRunError:
             stops += 1
-    assert stops >= 3
+    assert 2 <= stops < 50
     assert receipts(tmp_path / "cut") == receipts(tmp_path / "whole")
 
 
@@ -172,19 +181,17 @@ from advcli.evaluation.session import Options, run
 class Silent:
     def __getattr__(self, name):
         return lambda *args: None
-suites.Square = partial(suites.Square, queries=1000)
-run(Options(Path(sys.argv[1]), "aa", n=32, eps=sys.argv[3], batch_size=4, out=Path(sys.argv[2]), resume=True, device="cpu"), Silent())
+suites.Square = partial(suites.Square, queries=500)
+run(Options(Path(sys.argv[1]), "aa", n=24, eps=sys.argv[3], batch_size=4, out=Path(sys.argv[2]), resume=True, device="cpu"), Silent())
 """
 
 
 @pytest.mark.slow
-def test_a_process_killed_at_many_moments_is_resumed_to_the_same_bytes(
-    path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("fewer_queries")
+def test_a_process_killed_at_many_moments_is_resumed_to_the_same_bytes(path: Path, silent: Any, tmp_path: Path) -> None:
     """One run, killed again and again: after every few new shards, and a moment later than a shard appears."""
-    monkeypatch.setattr(suites, "Square", partial(suites.Square, queries=1000))
     out, ledger, kills = tmp_path / "cut", Ledger(tmp_path / "cut" / "ledger"), 0
-    options = Options(path, "aa", n=32, eps=EPS, batch_size=4, device="cpu")
+    options = Options(path, "aa", n=24, eps=EPS, batch_size=4, device="cpu")
     for shards, pause in ((1, 0.0), (2, 0.05), (1, 0.2), (3, 0.0), (2, 0.01), (1, 0.4)):
         before = {number: file.read_bytes() for number, file in ledger.shards().items()}
         command = [sys.executable, "-c", _CHILD, str(path), str(out), EPS]
@@ -213,7 +220,7 @@ def test_a_process_killed_at_many_moments_is_resumed_to_the_same_bytes(
 # Passes.
 
 
-@pytest.mark.usefixtures("few_queries")
+@pytest.mark.usefixtures("short")
 def test_passes_are_sums_over_images_of_what_each_took(path: Path, silent: Any, tmp_path: Path) -> None:
     arrays, report = result(job(path, images(30), chunk=8), tmp_path / "e", silent)
     assert report["forwards"] == 30 + sum(int(arrays[f"forwards.{name}"].sum()) for name in ATTACKS)
@@ -242,7 +249,6 @@ def test_native_differs_from_the_reference_no_more_than_its_seeds_do(path: Path,
         assert 0.1 < report["robust"] < report["clean"] - 0.1
         assert report["protocol"].endswith(engine_name)
     seeds = max(1, int((broken["first"] != broken["second"]).sum()))
-    print({name: int(column.sum()) for name, column in broken.items()}, seeds)
     assert int((broken["native"] != broken["first"]).sum()) <= seeds
     assert int((broken["native"] != broken["second"]).sum()) <= seeds
     assert int(broken["native"].sum()) >= int(broken["first"].sum()) - seeds  # robust accuracy is not above the reference's
@@ -265,7 +271,7 @@ def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.usefixtures("few_queries")
+@pytest.mark.usefixtures("short")
 def test_below_four_classes_aa_runs_and_says_what_it_follows(three_classes: Path, silent: Any, tmp_path: Path) -> None:
     from advcli.recipe import load
     from advcli.training import session
