@@ -53,7 +53,7 @@ def find_checkpoint(given: Path | None) -> Path:
 def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     """(evaluation folder, report)."""
     suite(options.suite, options.engine)  # an unknown name is refused before anything is loaded
-    loaded = load_network(options.checkpoint or find_checkpoint(None))
+    loaded = load_network(find_checkpoint(options.checkpoint))
     threat, eps_text = _threat(loaded, options)
     split, data = _images(loaded, options)
     images = pick(split, options.n, options.seed)
