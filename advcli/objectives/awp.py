@@ -41,6 +41,9 @@ class Awp(Objective):
     def loss(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> LossParts:
         return self.inner.loss(model, batch, crafted, moment)
 
+    def observe(self, model: Network, batch: Batch) -> dict[str, Tensor]:
+        return self.inner.observe(model, batch)
+
     def after_step(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> None:
         self.inner.after_step(model, batch, crafted, moment)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +19,13 @@ from advcli.recipe.schema import Craft
 
 
 class Crafted(NamedTuple):
-    """x_adv (N, C, H, W): what crafting made of the batch; the images themselves where an objective crafts nothing."""
+    """x_adv (N, C, H, W): what crafting made of the batch; the images themselves where an objective crafts nothing.
+
+    extra: whatever else scoring needs, by name, such as negatives or which images were replayed; no gradients in it.
+    """
 
     x_adv: Tensor
+    extra: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class LossParts(NamedTuple):
@@ -53,6 +58,13 @@ class Objective(nn.Module):
     def perturbed(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> Iterator[None]:
         """Around scoring, backward and the optimiser's step: where a wrapper moves the weights and puts them back."""
         yield
+
+    def observe(self, model: Network, batch: Batch) -> dict[str, Tensor]:
+        """Named values (N,) of clean images that are worth watching, such as the likeness to a teacher.
+
+        Their means over the measured images are logged after each epoch. The model is in eval mode and gradients are off.
+        """
+        return {}
 
     def after_step(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> None:
         """Prototypes, moving targets, averages: the only place where the objective's state moves."""

@@ -140,9 +140,16 @@ class _Run:
         try:
             for name, split in (("validation", self.parts.data.validation), ("train", self.parts.monitored)):
                 if len(split):
-                    result[name] = measure(kept, split, self.threat, steps=steps, seed=seed, stop=lambda: self.stop.requested) | {
-                        "attack": f"pgd-{steps}"
-                    }
+                    values = measure(
+                        kept,
+                        split,
+                        self.threat,
+                        steps=steps,
+                        seed=seed,
+                        stop=lambda: self.stop.requested,
+                        observe=self.parts.objective.observe,
+                    )
+                    result[name] = {**values, "attack": f"pgd-{steps}"}
         except StoppedError:
             self._leave()
         return result
