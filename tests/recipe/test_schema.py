@@ -39,6 +39,8 @@ def problems(patch: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 AWP = {"name": "awp"}
+CAS, FUSION = {"name": "channel-suppression"}, {"name": "hybrid-statistics"}
+ANC, SHC = {"name": "negative-contrast"}, {"name": "hypersphere-contrast"}
 # The smallest change that makes no sense, where the fault lies, a piece of the message, and the nearest change that makes sense.
 COMBINATIONS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
     ({"threat": {"eps": "8"}}, "threat.eps", "did you mean 8/255?", {"threat": {"eps": "8/255"}}),
@@ -76,6 +78,54 @@ COMBINATIONS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
     ),
     ({"data": {"validation": 0}}, "data.validation", "needs a validation split", {"data": {"validation": 0}, "select": {"metric": "last"}}),
     ({"optim": {"momentum": 0, "nesterov": True}}, "optim.nesterov", "needs momentum", {"optim": {"momentum": 0.1, "nesterov": True}}),
+    (
+        {"model": {"gates": [CAS, {"name": "reverse-attention"}]}},
+        "model.gates.1.at",
+        "two gates at features",
+        {"model": {"gates": [CAS, {"name": "reverse-attention", "at": ["layer2"]}]}},
+    ),
+    (
+        {"model": {"cells": 2, "gates": [{"name": "channel-prompt", "prototypes": "classifier"}]}},
+        "model.gates.0.prototypes",
+        "no class prototypes",
+        {"model": {"cells": 2, "gates": [{"name": "channel-prompt", "prototypes": "mean"}]}},
+    ),
+    (
+        {"model": {"fusion": {**FUSION, "at": ["features", "features"]}}},
+        "model.fusion.at",
+        "named twice",
+        {"model": {"fusion": {**FUSION, "at": ["layer2", "features"]}}},
+    ),
+    (
+        {"model": {"fusion": FUSION}, "objective": {"name": "standard"}, "craft": None},
+        "model.fusion",
+        "knows no fusion",
+        {"model": {"gates": [CAS]}, "objective": {"name": "standard"}, "craft": None},
+    ),
+    (
+        {"objective": {"terms": [ANC, {**ANC, "alpha": 0.5}]}},
+        "objective.terms.1.name",
+        "negative-contrast is named twice",
+        {"objective": {"terms": [ANC, SHC]}},
+    ),
+    (
+        {"objective": {"terms": [{**SHC, "similarity": "infonce", "margin": 2}]}},
+        "objective.terms.0.margin",
+        "has no margin",
+        {"objective": {"terms": [{**SHC, "margin": 2}]}},
+    ),
+    (
+        {"objective": {"ramp": {"epochs": 5}}},
+        "objective.ramp",
+        "nothing to ramp up",
+        {"model": {"gates": [CAS]}, "objective": {"ramp": {"epochs": 5}}},
+    ),
+    (
+        {"model": {"gates": [CAS]}, "objective": {"ramp": {"epochs": 11}}},
+        "objective.ramp.epochs",
+        "not be on by the last epoch",
+        {"model": {"gates": [CAS]}, "objective": {"ramp": {"epochs": 10}}},
+    ),
 ]
 
 

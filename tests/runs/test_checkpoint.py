@@ -66,6 +66,7 @@ def test_the_header_holds_the_receipts(tmp_path: Path, tiny: Callable[..., Any],
     best = events[outcome.best_epoch]
     assert header["format"] == container.FORMAT
     expected = {"arch": "small-cnn", "width": 0.125, "num_classes": 10, "channels": 1, "size": 8, "mean": [0.5], "std": [0.25]}
+    expected |= {"cells": 1, "gates": []}
     assert header["architecture"] == expected
     assert header["classes"] == [str(digit) for digit in range(10)]
     assert header["data"]["name"] == "digits"

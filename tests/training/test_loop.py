@@ -294,7 +294,7 @@ def test_an_objective_that_moves_state_has_it_saved(
             super().__init__(*args)
             self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
-        def after_step(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> None:
+        def after_step(self, model: Network, batch: Batch, scored: LossParts, moment: Moment) -> None:
             self.count += len(batch.labels)
 
     from advcli.objectives import build
