@@ -12,6 +12,12 @@ from advcli.recipe import schema
 
 def build_gate(part: schema.Gate, channels: int, num_classes: int) -> Gate:
     """A gate for a map of that many channels."""
+    gate = _closing(part, channels, num_classes)
+    gate.never_closes = part.open
+    return gate
+
+
+def _closing(part: schema.Gate, channels: int, num_classes: int) -> Gate:
     match part:
         case schema.ReverseAttention():
             return ReverseAttention()

@@ -50,6 +50,7 @@ class Gate(nn.Module):
     """
 
     needs_clean_features: ClassVar[bool] = False  # whether `opening` reads features of the clean images
+    never_closes: bool = False  # an auxiliary head alone, whatever is selected
 
     def score(self, features: Tensor, head: Head) -> Tensor:
         """Auxiliary logits (N, K) of the map (N, C, H, W)."""
@@ -82,7 +83,7 @@ class Gate(nn.Module):
     def forward(self, features: Tensor, head: Head, site: str, select: Selection | None) -> tuple[Tensor, Tensor]:
         """Gated features, of the shape they came in, and auxiliary logits (N, K). select None: as deployed."""
         aux = self.score(features, head)
-        s = (self.deployed if select is None else select)(site, aux)
+        s = None if self.never_closes else (self.deployed if select is None else select)(site, aux)
         if s is None:
             return features, aux
         rows = self.phi(s @ self.matrix(head))

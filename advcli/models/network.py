@@ -144,6 +144,11 @@ class Network(nn.Module):
         notes = {f"{name}.{site}": value for site, opening in openings.items() for name, value in opening.notes.items()}
         return Opening(by_site({site: opening.select for site, opening in openings.items()}), notes)
 
+    @property
+    def gated(self) -> bool:
+        """Whether the decision passes a gate that closes, which hides its gradient."""
+        return any(not gate.never_closes for gate in self._gates())
+
     def _gates(self) -> list[Gate]:
         return [gate for gate in self.gates if isinstance(gate, Gate)]
 
@@ -160,11 +165,13 @@ class Network(nn.Module):
     def all_gate_logits(self, x: Tensor, select: Selection | None = None) -> Tensor:
         """(N, K, K): [:, k] is the decision with the gate at `features` opened by class k, from one pass; gates before it by select.
 
-        ValueError where no gate stands there: only there are gate, pooling and head adjacent.
+        ValueError where no gate stands there, or one that never closes: only there are gate, pooling and head adjacent.
         """
         if FEATURES not in self.gate_sites:
             raise ValueError(f"no gate stands at {FEATURES}")
         gate, head = self._gates()[self.gate_sites.index(FEATURES)], self.head()
+        if gate.never_closes:
+            raise ValueError(f"the gate at {FEATURES} never closes")
         rows = gate.phi(gate.matrix(head))
         if gate.cells(head) != self.cells:
             rows = rows.repeat_interleave(self.cells**2, 1)

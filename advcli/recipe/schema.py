@@ -56,34 +56,37 @@ Sites = Annotated[tuple[str, ...], Field(min_length=1)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 
 
-class ReverseAttention(Part):
+class GatePart(Part):
+    """What all gates have."""
+
+    at: Sites = Field(("features",), description="blocks (layer4.0), stages (layer4: its last block) or features, the input of pooling")
+    open: Flag = Field(False, description="an auxiliary head alone, whose gate never closes: the control of what the gate itself does")
+
+
+class ReverseAttention(GatePart):
     """Channels times the classifier's own row of the selected class (ANCRA); no parameters."""
 
     name: Literal["reverse-attention"]
-    at: Sites = Field(("features",), description="blocks (layer4.0), stages (layer4: its last block) or features, the input of pooling")
 
 
-class ChannelSuppression(Part):
+class ChannelSuppression(GatePart):
     """CAS: channels times the row of a probe of the gate's own."""
 
     name: Literal["channel-suppression"]
-    at: Sites = ("features",)
 
 
-class AttributionSpan(Part):
+class AttributionSpan(GatePart):
     """AGAIN: in training alpha of the label's row and 1 - alpha of a shuffled label's."""
 
     name: Literal["attribution-span"]
-    at: Sites = ("features",)
     alpha: Annotated[Number, Field(ge=0.5, le=1)] = Number(0.6, "0.6")
     distinct: Flag = Field(False, description="shuffled labels never equal the true ones, unlike the authors'")
 
 
-class ChannelPrompt(Part):
+class ChannelPrompt(GatePart):
     """StayFocused: channels times class prototypes, chosen by cosine; in training the label's and the top classes' of the clean twin."""
 
     name: Literal["channel-prompt"]
-    at: Sites = ("features",)
     alpha: Share = Number(0.5, "0.5")
     top_k: Count = 2
     prototypes: Literal["mean", "classifier"] = Field("mean", description="moving class means of clean features, or the classifier's rows")
