@@ -18,7 +18,7 @@ from advcli.recipe.number import parse_number
 from advcli.recipe.schema import DATA_SETS, Data
 from advcli.recipe.schema import Threat as ThreatPart
 from advcli.runs.checkpoint import Loaded, load_network
-from advcli.runs.folder import newest_checkpoint
+from advcli.runs.folder import model_file, newest_checkpoint
 from advcli.training.cost import forward_flops
 from advcli.training.device import pick_device
 
@@ -45,9 +45,7 @@ class Options:
 
 def find_checkpoint(given: Path | None) -> Path:
     """The file that was named (or model.safetensors of the folder that was), else the newest under runs/."""
-    if given is None:
-        return newest_checkpoint()
-    return given / "model.safetensors" if given.is_dir() else given
+    return newest_checkpoint() if given is None else model_file(given)
 
 
 def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from advcli.attacks import Threat
+from advcli.objectives.arrest import ArrestObjective
 from advcli.objectives.awp import Awp
 from advcli.objectives.mart import MartObjective
 from advcli.objectives.objective import Objective
 from advcli.objectives.pgd_at import PgdAtObjective
 from advcli.objectives.standard import StandardTraining
 from advcli.objectives.trades import TradesObjective
-from advcli.recipe.schema import Craft, Mart, PgdAt, Recipe, Standard, Trades, step_size
+from advcli.recipe.schema import Arrest, Craft, Mart, PgdAt, Recipe, Standard, Trades, step_size
 
 
 def build_objective(recipe: Recipe) -> Objective:
@@ -26,5 +27,7 @@ def build_objective(recipe: Recipe) -> Objective:
             objective = TradesObjective(part, threat, craft, size)
         case Mart():
             objective = MartObjective(part, threat, craft, size)
+        case Arrest():
+            objective = ArrestObjective(part, threat, craft, size)
     wrapper = part.wrapper
     return objective if wrapper is None else Awp(objective, float(wrapper.gamma), wrapper.warmup)

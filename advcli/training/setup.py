@@ -58,7 +58,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     architecture = Architecture(recipe.model.arch, float(recipe.model.width), len(data.classes), channels, height, mean, std)
     model = build(architecture, recipe.seed)
     if recipe.model.init is not None:
-        checkpoint.initialise_from(model, Path(recipe.model.init))
+        checkpoint.initialise_from(model, Path(recipe.model.init), architecture, data.classes)
     model.to(device)
     data = DataSet(data.train.to(device), data.validation.to(device), data.classes)
     objective = build_objective(recipe).to(device)

@@ -78,7 +78,7 @@ def test_the_good_recipe_is_good() -> None:
             "name: pgd-at",
             "name: pgdat",
             "pgdat",
-            "objective.name is one of standard, pgd-at, trades, mart; got 'pgdat' (did you mean pgd-at?)",
+            "objective.name is one of standard, pgd-at, trades, mart, arrest; got 'pgdat' (did you mean pgd-at?)",
         ),
         ("epochs: 110", "name: cosin, epochs: 110", "cosin", "(did you mean cosine?)"),
         ("name: awp", "name: awq", "awq", "objective.wrapper.name is one of awp; got 'awq' (did you mean awp?)"),
