@@ -81,7 +81,7 @@ class ArrestObjective(AdversarialObjective):
 
     def _map_size(self, data: DataSet) -> int:
         """Pixels of the map that enters pooling."""
-        image = torch.zeros(1, *data.train.images.shape[1:], device=data.train.labels.device)
+        image = self.teacher.linear.weight.new_zeros(1, *data.train.images.shape[1:])
         with torch.no_grad():
             return self.teacher.trace(image).features[0, 0].numel()
 

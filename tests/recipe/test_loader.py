@@ -428,7 +428,9 @@ VALID = st.fixed_dictionaries(
         "train.ema": st.sampled_from(["0.999", "1/2", "1e-9"]),
         "train.save_every": positive,
         "objective": st.sampled_from(["{name: trades, beta: 6}", "{name: mart, beta: 1/3}", "{name: pgd-at, clean_pass: true}"]),
-        "schedule": st.sampled_from(["{name: cosine, epochs: 9, warmup: 1/2}", "{name: one-cycle, epochs: 3, peak: 1e-1}", "{epochs: 4}"]),
+        "schedule": st.sampled_from(
+            ["{name: cosine, epochs: 19, warmup: 1/2}", "{name: one-cycle, epochs: 13, peak: 1e-1}", "{epochs: 14}"]
+        ),
         "select.metric": st.sampled_from(["last", "clean", "pgd-20"]),
         "data.limit": st.integers(1001, 50_000).map(str),
     },
