@@ -94,17 +94,19 @@ class ArrestObjective(AdversarialObjective):
 
     def craft(self, model: Network, batch: Batch, moment: Moment) -> Crafted:
         """extra: `target`, what the teacher says of the clean images; `replayed` (N,) bool, who was not attacked."""
-        extra: dict[str, Tensor] = {}
         replaying = self.replay is not None and moment.epoch < self.replay.until
         taught = self._taught(batch.images) if self.distillation or replaying else None
+        extra: dict[str, Tensor] = {}
         if self.distillation and taught:
             extra["target"] = self._reading(taught)
         if self.replay:
-            extra["replayed"] = torch.zeros_like(batch.labels, dtype=torch.bool)
-        if not replaying or taught is None:
-            return Crafted(super().craft(model, batch, moment).x_adv, extra)
-        extra["replayed"] = self._has_left(model, batch.images, taught.features)
-        return Crafted(self._craft_the_others(model, batch, moment, extra["replayed"]), extra)
+            nobody = torch.zeros_like(batch.labels, dtype=torch.bool)
+            extra["replayed"] = self._has_left(model, batch.images, taught.features) if replaying and taught else nobody
+        x_adv = self._craft_the_others(model, batch, moment, extra["replayed"]) if replaying else self._attacked(model, batch, moment)
+        return Crafted(x_adv, extra)
+
+    def _attacked(self, model: Network, batch: Batch, moment: Moment) -> Tensor:
+        return super().craft(model, batch, moment).x_adv
 
     @torch.no_grad()
     def _taught(self, images: Tensor) -> ModelOutput:
@@ -124,14 +126,13 @@ class ArrestObjective(AdversarialObjective):
         """Replayed images with noise (or as they are), the others attacked; draws go by example, so a part of the batch suffices."""
         others = torch.nonzero(~replayed)[:, 0]
         if len(others) == len(replayed):
-            return super().craft(model, batch, moment).x_adv
+            return self._attacked(model, batch, moment)
         x = batch.images
         if self.replay and self.replay.input == "noise":
             x = self.threat.random_start(x, Draws(moment.seed, batch.index, "replay", moment.step))
         if not len(others):
             return x
-        attacked = super().craft(model, Batch(*(part[others] for part in batch)), moment).x_adv
-        return x.index_copy(0, others, attacked)
+        return x.index_copy(0, others, self._attacked(model, Batch(*(part[others] for part in batch)), moment))
 
     def loss(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> LossParts:
         output = model.trace(crafted.x_adv)
