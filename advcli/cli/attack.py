@@ -28,6 +28,12 @@ def attack(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at once; left out: what suits the device.", show_default=False)
     ] = None,
+    head: Annotated[
+        str, typer.Option(help="Which decision is judged: final, open (all gates open) or aux:0, aux:1, ... (a gate's own).")
+    ] = "final",
+    gate: Annotated[
+        str | None, typer.Option(help="Put this gate on the network first: reverse-attention, which has no weights.", show_default=False)
+    ] = None,
     engine: Annotated[Literal["native", "reference"], typer.Option(help="reference: suite aa by the authors' package.")] = "native",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 unless the verdict is trustworthy.")] = False,
@@ -47,7 +53,7 @@ def attack(
     path = session.find_checkpoint(checkpoint)
     if checkpoint is None and not quiet:
         terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}", markup=False)
-    options = session.Options(path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device)
+    options = session.Options(path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, head, gate)
     with AttackProgress(quiet=quiet) as progress:
         folder, report = session.run(options, progress)
     print_json(report) if json else terminal.show_attack(report, str(folder))

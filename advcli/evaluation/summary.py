@@ -34,6 +34,7 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "checkpoint": header["checkpoint"],
         "data": header["data"].get("name"),
         "split": header["split"],
+        "head": header["head"],
         "threat": header["threat"],
         "suite": header["suite"],
         "protocol": header["protocol"],
@@ -50,7 +51,7 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "backwards": _total(ledger, header, "backwards"),
         "notes": header["notes"],
         "flags": raised,
-        "verdict": masking.verdict(header["suite"], header["split"], raised),
+        "verdict": masking.verdict(header["suite"], header["split"], raised, gated=header["gated"]),
     }
 
 

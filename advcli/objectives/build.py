@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from advcli.objectives.arrest import ArrestObjective
 from advcli.objectives.awp import Awp
 from advcli.objectives.mart import MartObjective
 from advcli.objectives.objective import Objective
 from advcli.objectives.pgd_at import PgdAtObjective
 from advcli.objectives.standard import StandardTraining
 from advcli.objectives.trades import TradesObjective
-from advcli.recipe.schema import Mart, PgdAt, Recipe, Standard, Trades
+from advcli.recipe.schema import Arrest, Mart, PgdAt, Recipe, Standard, Trades
 
 
 def build_objective(recipe: Recipe) -> Objective:
@@ -28,3 +29,5 @@ def _bare(recipe: Recipe) -> Objective:
             return TradesObjective(recipe, part)
         case Mart():
             return MartObjective(recipe, part)
+        case Arrest():
+            return ArrestObjective(recipe, part)

@@ -214,7 +214,32 @@ class Mart(Part):
     wrapper: Awp | None = None
 
 
-Objective = Annotated[Standard | PgdAt | Trades | Mart, Field(discriminator="name")]
+class Distillation(Part):
+    """weight * the distance between what the student says of adversarial and the teacher of clean images (ARREST, eq. 3 and 4)."""
+
+    name: Literal["angular", "squared", "attention-map", "logit"] = Field(description="angular is the paper's; the others are its rivals")
+    weight: NonNegative = Field(Number(50.0, "50"), description="lambda; 50 is the paper's for angular")
+
+
+class Replay(Part):
+    """Images whose features have left the teacher's are shown with noise in place of an attack (ARREST, eq. 5)."""
+
+    angle: Annotated[Number, Field(gt=0, le=90)] = Field(Number(30.0, "30"), description="degrees; larger is more robust and less accurate")
+    until: Count = Field(10, description="epochs of replay, from the first")
+    input: Literal["noise", "clean"] = Field("noise", description="clean is the variant that the paper found not to work")
+
+
+class Arrest(Part):
+    """Adversarial finetuning, with what holds the features near the pretrained network's (Suzuki et al. 2023). Both left out: AFT alone."""
+
+    name: Literal["arrest"]
+    distillation: Distillation | None = None
+    replay: Replay | None = None
+    aux_weight: NonNegative = Number(1.0, "1.0")
+    wrapper: Awp | None = None
+
+
+Objective = Annotated[Standard | PgdAt | Trades | Mart | Arrest, Field(discriminator="name")]
 
 
 class Craft(Part):
@@ -388,7 +413,7 @@ def _check_gates(r: Recipe) -> Iterator[Problem]:
 
 
 def _check_terms(r: Recipe) -> Iterator[Problem]:
-    if isinstance(r.objective, Standard):
+    if not isinstance(r.objective, PgdAt | Trades | Mart):
         return
     names = [term.name for term in r.objective.terms]
     for number, term in enumerate(r.objective.terms):
@@ -409,7 +434,18 @@ def _check_craft(r: Recipe) -> Iterator[Problem]:
     if r.craft and r.craft.loss == "kl" and r.craft.start == "none":
         yield ("craft", "start"), "the KL loss has no gradient at the clean image: use start normal or uniform"
     if r.objective.name == "standard" and r.objective.wrapper is not None:
-        yield ("objective", "wrapper"), "awp perturbs the weights of an adversarial objective: use pgd-at, trades or mart"
+        yield ("objective", "wrapper"), "awp perturbs the weights of an adversarial objective: use pgd-at, trades, mart or arrest"
+
+
+def _check_replay(r: Recipe) -> Iterator[Problem]:
+    replay = r.objective.replay if isinstance(r.objective, Arrest) else None
+    if replay and replay.until > r.schedule.epochs:
+        yield ("objective", "replay", "until"), f"{replay.until} epochs of replay, but training has {r.schedule.epochs}"
+    if replay and r.craft and r.craft.batch_norm == "train":
+        yield (
+            ("craft", "batch_norm"),
+            "replay leaves a part of each batch to craft, down to one image, too few for batch statistics: use eval",
+        )
 
 
 def _check_schedule(r: Recipe) -> Iterator[Problem]:
@@ -443,6 +479,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _check_gates,
     _check_terms,
     _check_craft,
+    _check_replay,
     _check_schedule,
     _check_select,
 )

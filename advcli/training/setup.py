@@ -59,7 +59,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     architecture = Architecture(part.arch, float(part.width), classes, channels, height, mean, std, part.cells, part.gates)
     model = build(architecture, recipe.seed)
     if recipe.model.init is not None:
-        checkpoint.initialise_from(model, Path(recipe.model.init))
+        checkpoint.initialise_from(model, Path(recipe.model.init), architecture, data.classes)
     model.to(device)
     data = DataSet(data.train.to(device), data.validation.to(device), data.classes)
     objective = build_objective(recipe).to(device)

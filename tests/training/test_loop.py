@@ -274,11 +274,19 @@ def test_training_starts_from_the_weights_that_are_named(tiny: Callable[..., Rec
 
 @pytest.mark.parametrize(
     ("command", "override", "other"),
-    [("pretrain", (), "adv-train"), ("adv-train", ("objective={name: standard}", "~craft"), "pretrain")],
+    [
+        ("pretrain", (), "adv-train"),
+        ("adv-train", ("objective={name: standard}", "~craft"), "pretrain"),
+        ("finetune", ("objective={name: standard}", "~craft"), "pretrain"),
+        ("adv-train", ("objective={name: arrest}",), "finetune"),
+        ("pretrain", ("objective={name: arrest}",), "finetune"),
+    ],
 )
 def test_a_command_takes_its_own_objectives(tiny: Callable[..., Recipe], command: str, override: Sequence[str], other: str) -> None:
     recipe = tiny(*override)
     session.check_command(recipe, other)
+    if recipe.objective.name == "pgd-at":
+        session.check_command(recipe, "finetune")
     with pytest.raises(UsageError) as raised:
         session.check_command(recipe, command)
     assert f"advcli {other}" in raised.value.next
