@@ -16,6 +16,9 @@ Flag = dict[str, Any]
 Verdict = Literal["trustworthy", "upper bound", "masked"]
 Broken = dict[str, NDArray[np.bool_]]
 
+UPPER_BOUNDS = ("quick", "paper")
+"""Suites of a few fixed attacks, whose worst case is never more than an upper bound (Carlini et al. 2019)."""
+
 _WHITE_BOX = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t")
 
 
@@ -51,4 +54,4 @@ def verdict(suite: str, split: str, raised: list[Flag]) -> Verdict:
     """
     if raised:
         return "masked"
-    return "upper bound" if suite in ("quick", "paper") or split != "test" else "trustworthy"
+    return "upper bound" if suite in UPPER_BOUNDS or split != "test" else "trustworthy"

@@ -21,7 +21,8 @@ import advcli
 from advcli.cli.app import app
 from advcli.recipe import names, parse
 
-COMMANDS = ["pretrain", "adv-train", "attack", "recipe", "recipe list", "recipe show", "recipe copy", "recipe validate", "recipe schema"]
+RECIPES = ["recipe", "recipe list", "recipe show", "recipe copy", "recipe validate", "recipe schema"]
+COMMANDS = ["pretrain", "adv-train", "attack", "compare", *RECIPES]
 
 
 @pytest.fixture(autouse=True)
