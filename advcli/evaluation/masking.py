@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ Flag = dict[str, Any]
 Verdict = Literal["trustworthy", "upper bound", "masked"]
 Broken = dict[str, NDArray[np.bool_]]
 
+SEVERITY: tuple[Verdict, ...] = ("trustworthy", "upper bound", "masked")
 UPPER_BOUNDS = ("quick", "paper")
 """Suites of a few fixed attacks, whose worst case is never more than an upper bound (Carlini et al. 2019)."""
 
@@ -55,3 +57,8 @@ def verdict(suite: str, split: str, raised: list[Flag]) -> Verdict:
     if raised:
         return "masked"
     return "upper bound" if suite in UPPER_BOUNDS or split != "test" else "trustworthy"
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """The one that trusts least."""
+    return max(verdicts, key=SEVERITY.index)

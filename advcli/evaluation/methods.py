@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advcli.errors import ResourceError, UsageError
-from advcli.evaluation.masking import UPPER_BOUNDS
+from advcli.evaluation.masking import SEVERITY, UPPER_BOUNDS, Verdict, worst
 from advcli.evaluation.pairs import threat_words
 from advcli.evaluation.stored import Evaluation, Run
 from advcli.measures import wilson
 from advcli.runs import folder as run_folder
 
 WORST = "worst"
-_SEVERITY = ("trustworthy", "upper bound", "masked")
 
 
 class Column(NamedTuple):
@@ -267,16 +266,16 @@ def _cell(column: Column, condition: Condition, runs: Sequence[Run], chosen: Seq
     }
 
 
-def _verdict(column: Column, chosen: Iterable[Evaluation]) -> str:
+def _verdict(column: Column, chosen: Iterable[Evaluation]) -> Verdict:
     """The worst among the seeds; one attack alone is an upper bound in any suite."""
-    said = [str(evaluation.report["verdict"]) for evaluation in chosen]
-    return max([*said, *(["upper bound"] if column.reading != WORST else [])], key=_SEVERITY.index)
+    said: list[Verdict] = [evaluation.report["verdict"] for evaluation in chosen]
+    return worst(said if column.reading == WORST else [*said, "upper bound"])
 
 
-def _verdict_of_row(cells: Iterable[dict[str, Any] | None]) -> str | None:
+def _verdict_of_row(cells: Iterable[dict[str, Any] | None]) -> Verdict | None:
     """`masked` if any number of the row is; else that of its strictest column."""
-    said = [str(cell["verdict"]) for cell in cells if cell and cell["verdict"]]
-    return "masked" if "masked" in said else min(said, key=_SEVERITY.index, default=None)
+    said: list[Verdict] = [cell["verdict"] for cell in cells if cell and cell["verdict"]]
+    return "masked" if "masked" in said else min(said, key=SEVERITY.index, default=None)
 
 
 def _is_upper(column: Column, cells: Iterable[dict[str, Any] | None]) -> bool:

@@ -54,12 +54,12 @@ def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     """(evaluation folder, report)."""
     suite(options.suite, options.engine)  # an unknown name is refused before anything is loaded
     loaded = load_network(find_checkpoint(options.checkpoint))
-    threat, eps_text = _threat(loaded, options)
+    radius, eps_text = threat(loaded, options)
     split, data = _images(loaded, options)
     images = pick(split, options.n, options.seed)
     device = pick_device(options.device)
     chunk = options.batch_size or default_chunk(loaded, len(images), device)
-    job = Job(loaded, images, threat, eps_text, options.suite, options.engine, options.seed, chunk, data, options.split)
+    job = Job(loaded, images, radius, eps_text, options.suite, options.engine, options.seed, chunk, data, options.split)
     return evaluate(job, options.out, watcher, device=device, resume=options.resume)
 
 
@@ -81,7 +81,8 @@ def check_trustworthy(report: dict[str, Any]) -> None:
         raise CheckFailedError(f"the evaluation is not trustworthy: {report['verdict']}", where=reasons, next="--suite aa attacks harder")
 
 
-def _threat(loaded: Loaded, options: Options) -> tuple[Threat, str]:
+def threat(loaded: Loaded, options: Options) -> tuple[Threat, str]:
+    """What the options, else the checkpoint, say; and eps as typed. UsageError where that is no ball."""
     stored = loaded.header["threat"]
     if options.norm in ("linf", "l2") and options.norm != stored.get("norm") and options.eps is None:
         what = f"the checkpoint's eps is for {stored.get('norm')}; another norm needs a radius of its own"
