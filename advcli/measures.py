@@ -1,4 +1,4 @@
-"""Statistics of accuracies: Wilson interval and exact McNemar. Python's own arithmetic only, no torch.
+"""Statistics of accuracies: Wilson interval, exact McNemar, paired bootstrap. numpy only, no torch.
 
 Accuracies are fractions in [0, 1] throughout.
 """
@@ -6,6 +6,9 @@ Accuracies are fractions in [0, 1] throughout.
 from __future__ import annotations
 
 import math
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 Z_95 = 1.959963984540054  # standard normal quantile at 0.975
 
@@ -37,7 +40,27 @@ def mcnemar(only_a: int, only_b: int) -> float:
     if only_a < 0 or only_b < 0:
         raise ValueError("discordant counts cannot be negative")
     n, k = only_a + only_b, min(only_a, only_b)
-    if n == 0:
-        return 1.0
-    tail = sum(math.comb(n, i) for i in range(k + 1))
+    # Whole numbers, each coefficient from the one before: exact, and 10,000 pairs take hundredths of a second.
+    coefficient = tail = 1
+    for i in range(k):
+        coefficient = coefficient * (n - i) // (i + 1)
+        tail += coefficient
     return float(min(1.0, 2 * tail / 2**n))
+
+
+def paired_bootstrap(a: ArrayLike, b: ArrayLike, seed: int, draws: int = 10_000) -> tuple[float, float]:
+    """95 % percentile interval of mean(a) - mean(b), examples drawn with their pair (Efron, Tibshirani 1993, chapter 13).
+
+    a, b (n,): 0 or 1 an example. Resampling n pairs is one draw from a multinomial over the four outcomes (a, b), so a
+    replicate costs the same for any n. Equal seeds give equal intervals. No data is the whole interval (-1, 1).
+    """
+    first, second = np.asarray(a, bool), np.asarray(b, bool)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"pairs need two arrays of one length: got {first.shape} and {second.shape}")
+    n = len(first)
+    if n == 0:
+        return -1.0, 1.0
+    counts = np.bincount(2 * first + second, minlength=4)  # neither, only b, only a, both
+    sample = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)
+    low, high = np.percentile((sample[:, 2] - sample[:, 1]) / n, [2.5, 97.5])
+    return float(low), float(high)

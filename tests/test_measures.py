@@ -1,15 +1,18 @@
-"""Wilson's interval against the score equation it solves, McNemar against scipy's exact binomial test."""
+"""Wilson's interval against the score equation it solves, McNemar against scipy's exact test, the bootstrap against plain resampling."""
 
 from __future__ import annotations
 
 import math
+import time
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from advcli.measures import Z_95, mcnemar, wilson
+from advcli.measures import Z_95, mcnemar, paired_bootstrap, wilson
 
 
 def score(p: float, successes: int, n: int) -> float:
@@ -105,3 +108,62 @@ def test_mcnemar_of_thousands_of_pairs_does_not_overflow() -> None:
 def test_mcnemar_refuses_negative_counts(a: int, b: int) -> None:
     with pytest.raises(ValueError, match="negative"):
         mcnemar(a, b)
+
+
+@pytest.mark.parametrize(("a", "b"), [(4700, 5300), (4990, 5010), (5000, 5000), (130, 9870), (1, 10_000)])
+def test_mcnemar_of_ten_thousand_pairs_is_exact_and_quick(a: int, b: int) -> None:
+    before = time.perf_counter()
+    found = mcnemar(a, b)
+    assert time.perf_counter() - before < 1
+    n, k = a + b, min(a, b)
+    exact = min(Fraction(1), Fraction(2 * sum(math.comb(n, i) for i in range(k + 1)), 2**n))
+    assert found == pytest.approx(float(exact), rel=1e-12)
+
+
+def pairs(counts: tuple[int, int, int, int]) -> tuple[list[int], list[int]]:
+    """(a, b) with as many pairs 00, 01, 10 and 11."""
+    outcomes = [outcome for outcome, count in zip(((0, 0), (0, 1), (1, 0), (1, 1)), counts, strict=True) for _ in range(count)]
+    return [a for a, _ in outcomes], [b for _, b in outcomes]
+
+
+@pytest.mark.parametrize("counts", [(20, 30, 60, 90), (0, 5, 1, 200), (100, 100, 100, 100), (3, 0, 9, 0)])
+def test_the_bootstrap_is_that_of_resampled_pairs(counts: tuple[int, int, int, int]) -> None:
+    """Against the definition: draw n examples with their pair, take the difference of means, 2.5 and 97.5 per cent of many such."""
+    a, b = map(np.array, pairs(counts))
+    rng = np.random.default_rng(1)
+    rows = rng.integers(len(a), size=(20_000, len(a)))
+    expected = np.percentile(a[rows].mean(1) - b[rows].mean(1), [2.5, 97.5])
+    found = paired_bootstrap(a, b, seed=0, draws=20_000)
+    spread = math.sqrt(np.var(a - b) / len(a))
+    assert found == pytest.approx(expected, abs=max(1.01 / len(a), 0.1 * spread))
+    # a large sample's interval is the normal one of the paired difference
+    if len(a) >= 200:
+        middle = (counts[2] - counts[1]) / len(a)
+        assert found == pytest.approx((middle - Z_95 * spread, middle + Z_95 * spread), abs=0.15 * spread + 1 / len(a))
+
+
+def test_the_bootstrap_is_fixed_by_its_seed_and_mirrors() -> None:
+    a, b = pairs((501, 203, 407, 909))
+    assert paired_bootstrap(a, b, 3, draws=100) == paired_bootstrap(a, b, 3, draws=100)
+    assert len({paired_bootstrap(a, b, seed, draws=100) for seed in range(5)}) > 1
+    low, high = paired_bootstrap(a, b, 3)
+    assert paired_bootstrap(b, a, 3) == pytest.approx((-high, -low), abs=0.01)
+    assert paired_bootstrap(a, a, 3) == (0.0, 0.0)
+
+
+def test_the_bootstrap_of_ten_thousand_examples_is_instant() -> None:
+    a, b = pairs((1000, 2000, 3000, 4000))
+    before = time.perf_counter()
+    low, high = paired_bootstrap(a, b, 0)
+    assert time.perf_counter() - before < 1
+    assert low < 0.1 < high < low + 0.03
+
+
+def test_the_bootstrap_without_data_knows_nothing() -> None:
+    assert paired_bootstrap([], [], 0) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(("a", "b"), [([1], [1, 0]), ([[1]], [[0]])])
+def test_the_bootstrap_refuses_what_is_not_paired(a: list[int], b: list[int]) -> None:
+    with pytest.raises(ValueError, match="pairs need two arrays of one length"):
+        paired_bootstrap(a, b, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +25,9 @@ def attack(
     data: Annotated[str | None, typer.Option(help="Another data set than the checkpoint's.", show_default=False)] = None,
     data_root: Annotated[str | None, typer.Option(help="Where it lies.", show_default=False)] = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2; left out: as trained.", show_default=False)] = None,
-    eps: Annotated[str | None, typer.Option(help="Radius, such as 8/255; left out: as trained.", show_default=False)] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="Radius, such as 8/255, or several: 2/255,4/255; left out: as trained.", show_default=False)
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at once; left out: what suits the device.", show_default=False)
     ] = None,
@@ -46,7 +49,7 @@ def attack(
 
     Example: advcli attack runs/quickstart/model.safetensors --suite aa
     """
-    from advcli.evaluation import session
+    from advcli.evaluation import curve, session
     from advcli.report import terminal
     from advcli.report.progress import AttackProgress
 
@@ -55,7 +58,12 @@ def attack(
         terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}", markup=False)
     options = session.Options(path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, head, gate)
     with AttackProgress(quiet=quiet) as progress:
-        folder, report = session.run(options, progress)
-    print_json(report) if json else terminal.show_attack(report, str(folder))
+        if curve.is_list(eps):
+            report = curve.run(options, progress)
+            show = partial(terminal.show_curve, report)
+        else:
+            folder, report = session.run(options, progress)
+            show = partial(terminal.show_attack, report, str(folder))
+    print_json(report) if json else show()
     if strict:
         session.check_trustworthy(report)

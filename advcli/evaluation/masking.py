@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,10 @@ P_VALUE = 0.001
 Flag = dict[str, Any]
 Verdict = Literal["trustworthy", "upper bound", "masked"]
 Broken = dict[str, NDArray[np.bool_]]
+
+SEVERITY: tuple[Verdict, ...] = ("trustworthy", "upper bound", "masked")
+UPPER_BOUNDS = ("quick", "paper")
+"""Suites of a few fixed attacks, whose worst case is never more than an upper bound (Carlini et al. 2019)."""
 
 _WHITE_BOX = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t")
 
@@ -52,4 +57,9 @@ def verdict(suite: str, split: str, raised: list[Flag], *, gated: bool = False) 
     """
     if raised:
         return "masked"
-    return "upper bound" if suite in ("quick", "paper") or split != "test" or gated else "trustworthy"
+    return "upper bound" if suite in UPPER_BOUNDS or split != "test" or gated else "trustworthy"
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """The one that trusts least."""
+    return max(verdicts, key=SEVERITY.index)

@@ -60,12 +60,12 @@ def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     if options.gate is not None:
         loaded = _with_gate(loaded, options.gate)
     head_of(loaded.network, options.head)
-    threat, eps_text = _threat(loaded, options)
+    radius, eps_text = threat(loaded, options)
     split, data = _images(loaded, options)
     images = pick(split, options.n, options.seed)
     device = pick_device(options.device)
     chunk = options.batch_size or default_chunk(loaded, len(images), device)
-    job = Job(loaded, images, threat, eps_text, options.suite, options.engine, options.seed, chunk, data, options.split, options.head)
+    job = Job(loaded, images, radius, eps_text, options.suite, options.engine, options.seed, chunk, data, options.split, options.head)
     return evaluate(job, options.out, watcher, device=device, resume=options.resume)
 
 
@@ -101,7 +101,8 @@ def _harder(report: dict[str, Any]) -> str:
     return "--suite aa attacks harder" if report["suite"] != "aa" else "see the notes of the report for what the suite does not attack"
 
 
-def _threat(loaded: Loaded, options: Options) -> tuple[Threat, str]:
+def threat(loaded: Loaded, options: Options) -> tuple[Threat, str]:
+    """What the options, else the checkpoint, say; and eps as typed. UsageError where that is no ball."""
     stored = loaded.header["threat"]
     if options.norm in ("linf", "l2") and options.norm != stored.get("norm") and options.eps is None:
         what = f"the checkpoint's eps is for {stored.get('norm')}; another norm needs a radius of its own"

@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from advcli.evaluation import masking
 from advcli.measures import wilson
 from advcli.runs.ledger import Arrays
 
 
-def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
-    """The report of a finished ledger: accuracies as fractions of all n examples, worst case per example, 95 % Wilson interval."""
-    n = len(ledger["index"])
-    bound = header["bound"]
-    correct = ledger["clean_margin"] < -bound
-    readings: dict[str, dict[str, Any]] = {}
+class Outcomes(NamedTuple):
+    """Per example, (n,) bool each. correct: classified right and surely so; robust: broken by nothing either.
+
+    left: NAME of a reading to those still right after it (on survivors: after it and all before it). alone: NAME to those that
+    the attack itself broke by then.
+    """
+
+    correct: NDArray[np.bool_]
+    robust: NDArray[np.bool_]
+    left: masking.Broken
+    alone: masking.Broken
+
+
+def outcomes(ledger: Arrays, header: dict[str, Any]) -> Outcomes:
+    """What became of every example of a finished ledger."""
+    correct = ledger["clean_margin"] < -header["bound"]
+    left: masking.Broken = {}
     alone: masking.Broken = {}
     robust = correct.copy()
     for entry in header["entries"]:
         steps = ledger[f"steps.{entry['name']}"]
         for name, limit in entry["readings"]:
             alone[name] = (steps >= 0) & (steps <= limit)
-            left = robust & ~alone[name] if entry["on"] == "survivors" else correct & ~alone[name]
-            readings[name] = {"accuracy": float(left.mean()), "on": entry["on"]}
+            left[name] = (robust if entry["on"] == "survivors" else correct) & ~alone[name]
         robust &= ~ledger[f"broken.{entry['name']}"]
+    return Outcomes(correct, robust, left, alone)
+
+
+def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
+    """The report of a finished ledger: accuracies as fractions of all n examples, worst case per example, 95 % Wilson interval."""
+    n = len(ledger["index"])
+    correct, robust, left, alone = outcomes(ledger, header)
+    readings = {name: {"accuracy": float(left[name].mean()), "on": on} for name, on in _readings(header)}
     raised = masking.flags(alone)
-    near = _borderline(ledger, header["entries"], bound)
+    near = _borderline(ledger, header["entries"], header["bound"])
     classes = _per_class(ledger["label"], correct, robust, header["classes"])
     return {
         "checkpoint": header["checkpoint"],
@@ -53,6 +72,11 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "flags": raised,
         "verdict": masking.verdict(header["suite"], header["split"], raised, gated=header["gated"]),
     }
+
+
+def _readings(header: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, on) of every reading, in the order of the suite."""
+    return [(name, entry["on"]) for entry in header["entries"] for name, _ in entry["readings"]]
 
 
 def _total(ledger: Arrays, header: dict[str, Any], what: str) -> int:

@@ -34,6 +34,8 @@ class _Display:
         self.total, self.first, self.began = total, done, time.monotonic()
         if done and not self.quiet:
             ERR.print(f"going on after {unit} {done} of {total}")
+        if self.bar is not None:  # a second evaluation: a terminal shows one bar at a time
+            self.bar.stop()
         if ERR.is_terminal and not self.quiet:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"))
             self.bar = Progress(*columns, console=ERR, transient=True)

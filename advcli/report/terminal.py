@@ -15,6 +15,11 @@ from advcli.measures import wilson
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
+_KIND = {
+    "trustworthy": "worst case",
+    "upper bound": "worst case of these attacks alone: an upper bound",
+    "masked": "gradients look masked: do not trust this number",
+}
 
 
 def show_error(error: AdvcliError) -> None:
@@ -58,13 +63,33 @@ def show_attack(report: Mapping[str, Any], folder: str) -> None:
     took = f" in {report['seconds']:.0f} s" if report.get("seconds") is not None else ""
     OUT.print(f"{report['forwards']:,} forwards, {report['backwards']:,} backwards{took}; {report['borderline']} borderline")
     OUT.print(f"receipt {escape(folder)}")
-    kind = {
-        "trustworthy": "worst case",
-        "upper bound": "worst case of these attacks alone: an upper bound",
-        "masked": "gradients look masked: do not trust this number",
-    }
     bounds = escape(interval(report["robust"], n))
-    OUT.print(f"[bold]robust {percent(report['robust'])} %[/bold] {bounds} {kind[report['verdict']]}")
+    OUT.print(f"[bold]robust {percent(report['robust'])} %[/bold] {bounds} {_KIND[report['verdict']]}")
+
+
+def show_curve(report: Mapping[str, Any]) -> None:
+    """A row for each radius that was attacked; the last line is the headline of the largest one."""
+    n, points = report["n"], report["curve"]
+    OUT.print(escape(str(report["checkpoint"])), soft_wrap=True)
+    what = f"{report['threat']['norm']}, suite {report['suite']}, {report['data']} {report['split']}, n = {n}"
+    OUT.print(escape(f"{what}, clean {percent(report['clean'])} % {interval(report['clean'], n)}"))
+    table = Table()
+    for name, justify in (("eps", "left"), ("robust %", "right"), ("95 % interval", "right"), ("closed", "right"), ("verdict", "left")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for point in points:
+        bounds = escape(interval(point["robust"], n))
+        table.add_row(escape(point["eps"]), percent(point["robust"]), bounds, str(point["closed_by_smaller"]), point["verdict"])
+    OUT.print(table)
+    OUT.print("closed: images that this radius left standing and a smaller one broke; they count as broken")
+    for note in report["notes"]:
+        OUT.print(f"note {escape(note)}")
+    for flag in report["flags"]:
+        about = f"{flag['name']} at eps {flag['eps']}: {flag['message']}"
+        OUT.print(f"[red]flag[/red] {escape(about)} ({percent(flag['value'])} points)")
+    for point in points:
+        OUT.print(f"receipt {escape(point['receipt'])}", soft_wrap=True)
+    last, bounds = points[-1], escape(interval(points[-1]["robust"], n))
+    OUT.print(f"[bold]robust {percent(last['robust'])} %[/bold] {bounds} at eps {escape(last['eps'])}, {_KIND[last['verdict']]}")
 
 
 def show_verification(result: Mapping[str, Any], folder: str) -> None:

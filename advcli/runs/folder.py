@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from advcli.errors import CheckpointError, ResumeError, UsageError
@@ -101,6 +102,23 @@ def differences(a: Recipe, b: Recipe) -> list[tuple[tuple[str, ...], object, obj
     """(key, value in a, value in b) of every field in which two recipes differ."""
     flat_a, flat_b = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
     return [(key, flat_a.get(key), flat_b.get(key)) for key in sorted(flat_a.keys() | flat_b.keys()) if flat_a.get(key) != flat_b.get(key)]
+
+
+def method(recipe: Recipe) -> str:
+    """SHA-256 of a recipe but for its seed and the path of the checkpoint it starts from, which has a seed of its own.
+
+    Runs of one method are repetitions of one another.
+    """
+    start = "" if recipe.model.init is not None else None
+    return digest(recipe.model_copy(update={"seed": 0, "model": recipe.model.model_copy(update={"init": start})}))
+
+
+def telling_apart(recipes: Sequence[Recipe]) -> list[dict[str, object]]:
+    """For each recipe its own values, by `a.b`, of the fields in which they differ; seed and places aside, absent values left out."""
+    flats = [_flat(recipe.model_dump(mode="json")) for recipe in recipes]
+    keys = sorted({key for flat in flats for key in flat} - _MAY_DIFFER - {("seed",)})
+    differing = [key for key in keys if any(flat.get(key) != flats[0].get(key) for flat in flats)]
+    return [{".".join(key): flat[key] for key in differing if flat.get(key) is not None} for flat in flats]
 
 
 def digest(recipe: Recipe) -> str:

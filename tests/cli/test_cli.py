@@ -21,14 +21,8 @@ import advcli
 from advcli.cli.app import app
 from advcli.recipe import names, parse
 
-COMMANDS = [
-    "pretrain",
-    "adv-train",
-    "finetune",
-    "attack",
-    "recipe",
-    *(f"recipe {c}" for c in ("list", "show", "copy", "validate", "schema")),
-]
+RECIPES = ["recipe", "recipe list", "recipe show", "recipe copy", "recipe validate", "recipe schema"]
+COMMANDS = ["pretrain", "adv-train", "finetune", "attack", "compare", *RECIPES]
 
 
 @pytest.fixture(autouse=True)
@@ -405,6 +399,16 @@ def test_strict_is_not_content_with_an_upper_bound(checkpoint: Path) -> None:
     assert "upper bound" in done.stderr
     assert "--suite aa" in done.stderr
     assert done.stdout.splitlines()[-1].startswith("robust ")  # the report all the same
+
+
+def test_a_list_of_eps_is_a_curve(checkpoint: Path) -> None:
+    options = ["--n", 12, "--eps", "0.05,0.2", "--quiet"]
+    facts = one_object(advcli_("attack", checkpoint, *options, "--json"))
+    assert [point["eps"] for point in facts["curve"]] == ["0.05", "0.2"]
+    assert facts["curve"][0]["ci"][0] <= facts["curve"][0]["robust"] <= facts["curve"][0]["ci"][1]
+    done = advcli_("attack", checkpoint, *options, "--strict")
+    assert (done.exit_code, "upper bound" in done.stderr) == (4, True)
+    assert " ".join(done.stdout.split()).endswith("at eps 0.2, worst case of these attacks alone: an upper bound")
 
 
 def test_options_reach_the_evaluation(checkpoint: Path) -> None:

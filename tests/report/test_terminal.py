@@ -117,6 +117,22 @@ def test_the_upper_bound_of_200_classes_is_not_a_wall_of_text(screen: Screen) ->
     assert len(screen.lines()) < 20
 
 
+def security_curve(**changes: Any) -> dict[str, Any]:
+    point = {"robust": 0.5, "ci": [0.4, 0.6], "closed_by_smaller": 3, "verdict": "upper bound", "receipt": "runs/a/evals/aa-0"}
+    points = [{**point, "eps": eps} for eps in ("2/255", "8/255")]
+    return {**report(), "threat": {"norm": "linf", "eps": ["2/255", "8/255"], "bounds": [0, 1]}, "curve": points, **changes}
+
+
+def test_a_curve_fits_and_ends_with_its_largest_radius(screen: Screen) -> None:
+    terminal.show_curve(security_curve(flags=[{**FLAG, "eps": "8/255"}], notes=["a note"]))
+    assert max(map(len, fitted(screen.lines()))) <= 80
+    words = " ".join(screen.text().split())
+    assert words.endswith("robust 50.0 % [43.1, 56.9] at eps 8/255, worst case of these attacks alone: an upper bound")
+    assert "black-box-beats-white-box at eps 8/255" in words
+    assert "2/255" in words
+    assert "note a note" in words
+
+
 BRACKETS = "[red]x[/red]/[bold]"
 
 
@@ -125,6 +141,7 @@ BRACKETS = "[red]x[/red]/[bold]"
     [
         lambda: terminal.show_attack(report(checkpoint=BRACKETS), "f"),
         lambda: terminal.show_attack(report(), BRACKETS),
+        lambda: terminal.show_curve(security_curve(checkpoint=BRACKETS)),
         lambda: terminal.show_attack(report(per_class={BRACKETS: {"n": 1, "clean": 1, "robust": 1}}, worst_class=BRACKETS), "f"),
         lambda: terminal.show_attack(report(flags=[{**FLAG, "message": BRACKETS}]), "f"),
         lambda: terminal.show_training({"measured": {}, "checkpoint": BRACKETS, "best_epoch": 1, "epochs": 2}),

@@ -1,0 +1,87 @@
+"""A security curve: the same suite at several radii, each an evaluation of its own, read together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from advcli.errors import UsageError
+from advcli.evaluation import masking, session
+from advcli.evaluation.engine import Watcher
+from advcli.evaluation.session import Options
+from advcli.evaluation.stored import Evaluation, open_evaluation
+from advcli.evaluation.suites import suite
+from advcli.measures import wilson
+from advcli.runs.checkpoint import load_network
+
+
+def is_list(eps: str | None) -> bool:
+    return eps is not None and "," in eps
+
+
+def run(options: Options, watcher: Watcher) -> dict[str, Any]:
+    """The report of a curve. Every radius is checked before any is attacked; smaller ones come first."""
+    suite(options.suite, options.engine)
+    folders, seconds = [], 0.0
+    for text in _ascending(options):
+        out = options.out / f"eps-{text.replace('/', '_')}" if options.out else None
+        folder, report = session.run(replace(options, eps=text, out=out), _Labelled(watcher, text))
+        folders.append(folder)
+        seconds += report["seconds"] or 0.0
+    return {**summarise([open_evaluation(folder) for folder in folders]), "seconds": seconds}
+
+
+def _ascending(options: Options) -> list[str]:
+    """The radii as typed, smallest first; UsageError for one that is none, or that is there twice."""
+    if options.out is not None and (options.out / "identity.json").exists():
+        what = "the folder holds a single evaluation, and a list of eps makes a folder for each"
+        raise UsageError(what, where=str(options.out), next="name another folder with --out")
+    loaded = load_network(session.find_checkpoint(options.checkpoint))
+    radii: dict[float, str] = {}
+    for text in str(options.eps).split(","):
+        threat, typed = session.threat(loaded, replace(options, eps=text.strip()))
+        if threat.eps in radii:
+            raise UsageError(f"eps {typed} is given twice", where="--eps", next="name each radius once")
+        radii[threat.eps] = typed
+    return [radii[eps] for eps in sorted(radii)]
+
+
+class _Labelled:
+    """A watcher that hears at which radius an attack runs."""
+
+    def __init__(self, watcher: Watcher, eps: str) -> None:
+        self.watcher, self.eps = watcher, eps
+        self.started, self.advanced = watcher.started, watcher.advanced
+
+    def attacking(self, name: str, survivors: int, of: int) -> None:
+        self.watcher.attacking(f"eps {self.eps} {name}", survivors, of)
+
+
+def summarise(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """evaluations: one checkpoint and suite, the same images, by ascending radius.
+
+    The ball of a smaller eps lies in that of a larger one, so what broke an image there breaks it here: the curve is closed over
+    all smaller radii that were attacked, and `closed_by_smaller` counts the images for which that made the difference.
+    """
+    reports = [evaluation.report for evaluation in evaluations]
+    standing = evaluations[0].outcomes.correct
+    points = []
+    for evaluation, report in zip(evaluations, reports, strict=True):
+        alone = evaluation.outcomes.robust
+        closed = alone & ~standing
+        standing = standing & alone
+        robust = int(standing.sum())
+        point = {"eps": report["threat"]["eps"], "robust": robust / evaluation.n, "ci": list(wilson(robust, evaluation.n))}
+        point |= {"closed_by_smaller": int(closed.sum()), "verdict": report["verdict"], "receipt": str(evaluation.folder)}
+        points.append(point)
+    first = reports[0]
+    return {
+        **{key: first[key] for key in ("checkpoint", "data", "split", "suite", "protocol", "n", "clean")},
+        "threat": {"norm": first["threat"]["norm"], "eps": [point["eps"] for point in points], "bounds": first["threat"]["bounds"]},
+        "curve": points,
+        "evaluations": reports,
+        "notes": first["notes"],
+        "flags": [{**flag, "eps": report["threat"]["eps"]} for report in reports for flag in report["flags"]],
+        "verdict": masking.worst([report["verdict"] for report in reports]),
+    }

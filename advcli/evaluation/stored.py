@@ -1,0 +1,138 @@
+"""Finished evaluations and runs as they lie on disk, read without torch; every number is taken from the ledger again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from advcli.errors import CheckpointError, RecipeError
+from advcli.evaluation.summary import Outcomes, outcomes, summarise
+from advcli.recipe import Recipe
+from advcli.runs import container, log
+from advcli.runs import folder as run_folder
+from advcli.runs.ledger import Arrays, Ledger
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: its ledger without the adversarial images, and what it amounts to."""
+
+    folder: Path
+    arrays: Arrays
+    header: dict[str, Any]
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        return summarise(self.arrays, self.header)
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        return outcomes(self.arrays, self.header)
+
+    @property
+    def suite(self) -> str:
+        return str(self.header["suite"])
+
+    @property
+    def n(self) -> int:
+        return len(self.arrays["index"])
+
+    @property
+    def threat(self) -> tuple[str, float]:
+        """(norm, eps as a number): 8/255 is the same radius however it was typed."""
+        threat = self.header["identity"]["threat"]
+        return threat["norm"], float(threat["eps"])
+
+    @property
+    def images(self) -> str:
+        """SHA-256 of images, labels and indices."""
+        return str(self.header["identity"]["images_sha256"])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. recipe: None beside a checkpoint of other origin. header: its model's, None where none was written yet.
+
+    epoch: the last that was measured, None where no log tells. evaluations: finished ones of that model. passed_over: (folder,
+    why) of the others.
+    """
+
+    folder: Path
+    recipe: Recipe | None
+    header: dict[str, Any] | None
+    epoch: int | None
+    evaluations: tuple[Evaluation, ...]
+    passed_over: tuple[tuple[Path, str], ...]
+
+
+def is_evaluation(folder: Path) -> bool:
+    return (folder / "identity.json").is_file() or (folder / "ledger").is_dir()
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("recipe.yaml", "model.safetensors", "evals"))
+
+
+def open_evaluation(folder: Path) -> Evaluation:
+    """CheckpointError where it is not finished, or damaged."""
+    ledger = Ledger(folder / "ledger")
+    if not ledger.complete:
+        raise CheckpointError(
+            "this evaluation is not finished", where=str(folder), next="the attack command that began it, with --resume, goes on with it"
+        )
+    arrays, header = ledger.read()
+    kept = {name: array for name, array in arrays.items() if name != "adversarial"}  # nearly all of the file, and no number needs it
+    return Evaluation(folder, kept, header)
+
+
+def open_run(folder: Path) -> Run:
+    """CheckpointError where something in it is damaged."""
+    model = folder / "model.safetensors"
+    header = container.read_header(model, "model") if model.is_file() else None
+    evaluations, passed_over = [], []
+    for path in _evaluation_folders(folder):
+        if not Ledger(path / "ledger").complete:
+            passed_over.append((path, f"the {_suite_of(path)} evaluation is not finished; --resume goes on with it"))
+            continue
+        found = open_evaluation(path)
+        if header is not None and found.header["identity"]["tensors_sha256"] != header["tensors_sha256"]:
+            passed_over.append((path, "it attacked other weights than those in model.safetensors"))
+        elif found.header["head"] != "final":
+            passed_over.append((path, f"it judged head {found.header['head']}, not the decision"))
+        elif header is not None and found.header["identity"]["architecture"].get("gates", []) != header["architecture"].get("gates", []):
+            passed_over.append((path, "a gate was put on the network for it"))
+        else:
+            evaluations.append(found)
+    return Run(folder, _recipe(folder), header, _last_epoch(folder), tuple(evaluations), tuple(passed_over))
+
+
+def _evaluation_folders(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted((folder / "evals").glob("*")) if path.is_dir() and is_evaluation(path))
+
+
+def _suite_of(folder: Path) -> str:
+    """The suite of an unfinished evaluation, for a message only."""
+    try:
+        return str(json.loads((folder / "identity.json").read_text(encoding="utf-8"))["suite"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.name
+
+
+def _last_epoch(folder: Path) -> int | None:
+    path = folder / "metrics.jsonl"
+    try:
+        return max((int(event["epoch"]) for event in log.read(path) if "epoch" in event), default=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"the log is damaged: {error}", where=str(path)) from None
+
+
+def _recipe(folder: Path) -> Recipe | None:
+    """The stored recipe; here a damaged one is a receipt that does not hold, not something that the user typed."""
+    try:
+        return run_folder.stored_recipe(folder)
+    except RecipeError as error:
+        raise CheckpointError(f"the stored recipe is damaged\n{error.what}", where=str(folder / "recipe.yaml")) from None

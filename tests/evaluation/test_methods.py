@@ -1,0 +1,246 @@
+"""The table of runs: folding of seeds, choice of evaluations, what is refused and what is said."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advcli.errors import CheckpointError, ResourceError, UsageError
+from advcli.evaluation.comparison import gather
+from advcli.measures import wilson
+
+Make = Callable[..., Path]
+
+
+def table(*folders: Path, columns: tuple[str, ...] = ()) -> dict[str, Any]:
+    found = gather(folders, columns)
+    json.dumps(found, allow_nan=False)
+    return found
+
+
+def cell(found: dict[str, Any], row: int, column: str) -> Any:
+    return found["rows"][row]["cells"][column]
+
+
+def test_a_single_seed_is_its_value_with_wilson(made: Make) -> None:
+    found = table(made("a", quick=12))
+    assert [column["name"] for column in found["columns"]] == ["clean", "quick"]
+    assert [column["upper_bound"] for column in found["columns"]] == [False, True]
+    for column, right in (("clean", 18), ("quick", 12)):
+        part = cell(found, 0, column)
+        assert (part["mean"], part["std"], part["ci"], part["seeds"]) == (right / 20, None, list(wilson(right, 20)), 1)
+    assert found["rows"][0]["verdict"] == "upper bound"
+    assert found["notes"] == []
+
+
+def test_seeds_fold_to_mean_and_sample_deviation(made: Make) -> None:
+    counts = (12, 13, 17)
+    found = table(*(made(f"a{k}", f"seed={k}", aa=count) for k, count in enumerate(counts)))
+    (row,) = found["rows"]
+    assert (row["name"], row["seeds"], len(row["runs"]), row["verdict"]) == ("quickstart", [0, 1, 2], 3, "trustworthy")
+    part = row["cells"]["aa"]
+    values = [count / 20 for count in counts]
+    mean = sum(values) / 3
+    assert part["mean"] == pytest.approx(mean)
+    assert part["std"] == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5) == statistics.stdev(values)
+    assert (part["ci"], part["seeds"], part["n"]) == (None, 3, 20)
+    assert [row["value"] for row in part["evaluations"]] == values
+
+
+def test_places_and_saving_do_not_make_a_method(made: Make) -> None:
+    found = table(made("a", "seed=0", "data.root=/x", quick=9), made("b", "seed=1", "train.save_every=3", quick=9))
+    assert len(found["rows"]) == 1
+
+
+def test_rows_keep_the_order_of_the_command_line_and_say_what_tells_them_apart(made: Make) -> None:
+    runs = [
+        made("z", "craft.steps=7", quick=9),
+        made("u", "name=other", quick=3),
+        made("a", "craft.steps=9", "optim.lr=0.2", quick=9),
+        made("z2", "craft.steps=7", "seed=5", quick=9),
+    ]
+    names = [row["name"] for row in table(*runs)["rows"]]
+    assert names == ["quickstart (craft.steps=7, optim.lr=0.1)", "other", "quickstart (craft.steps=9, optim.lr=0.2)"]
+
+
+def test_a_part_that_one_has_and_the_other_lacks_is_named_once(made: Make) -> None:
+    found = table(made("a", quick=9), made("b", "objective.wrapper={name: awp}", quick=9))
+    assert found["rows"][0]["name"] == "quickstart"
+    assert "objective.wrapper.name=awp" in found["rows"][1]["name"]
+
+
+def test_one_seed_does_not_count_twice(made: Make) -> None:
+    with pytest.raises(UsageError, match="one seed, 4: a mean would count it twice") as raised:
+        table(made("a", "seed=4", quick=9), made("b", "seed=4", quick=9))
+    assert raised.value.where == "runs/a and runs/b"
+
+
+def test_columns_are_chosen(made: Make) -> None:
+    found = table(made("a", quick=12, aa=10), columns=("quick/fgsm", "aa/worst", "quick", "quick/worst"))
+    assert [column["name"] for column in found["columns"]] == ["clean", "quick/fgsm", "aa", "quick"]
+    assert [column["upper_bound"] for column in found["columns"]] == [False, True, False, True]
+    assert [cell(found, 0, column["name"])["mean"] for column in found["columns"]] == [0.9, 0.7, 0.5, 0.6]
+    assert found["rows"][0]["verdict"] == "trustworthy", "that of its strictest column"
+
+
+def test_one_attack_of_aa_is_an_upper_bound(made: Make) -> None:
+    found = table(made("a", aa=10), columns=("aa/apgd-ce",))
+    assert (found["columns"][1]["upper_bound"], cell(found, 0, "aa/apgd-ce")["verdict"]) == (True, "upper bound")
+    assert found["rows"][0]["verdict"] == "upper bound"
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [("quick/pgd-21", "suite quick has no reading 'pgd-21'"), ("/worst", "names no column"), ("quick/", "names no column")],
+)
+def test_a_column_that_cannot_be_is_refused(made: Make, column: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as raised:
+        table(made("a", quick=12), columns=(column,))
+    assert raised.value.next
+
+
+def test_missing_evaluations_are_said(made: Make) -> None:
+    found = table(made("a", quick=12, aa=8), made("b", "name=b", quick=3), made("c", "name=c"))
+    assert cell(found, 1, "aa") is None
+    assert cell(found, 2, "clean") is None
+    assert "no aa evaluation: advcli attack runs/b --suite aa" in found["notes"]
+    assert (found["rows"][1]["verdict"], found["rows"][2]["verdict"]) == ("upper bound", None)
+    assert table(Path("runs/c"))["notes"] == ["no evaluation: advcli attack runs/c --suite aa"]
+
+
+def test_a_seed_without_its_evaluation_leaves_the_mean_and_is_counted(made: Make) -> None:
+    found = table(made("a", "seed=0", aa=8), made("b", "seed=1", aa=10), made("c", "seed=2"))
+    assert (cell(found, 0, "aa")["seeds"], cell(found, 0, "aa")["mean"]) == (2, 0.45)
+    assert "aa of quickstart: 2 of 3 seeds" in found["notes"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"protocol": "2 native"}, "quick/2 native"),
+        ({"clean": [1] * 9, "attacks": {"pgd-20": [1] * 9}}, "n = 9"),
+        ({"images": "x"}, "images"),
+    ],
+)
+def test_evaluations_under_other_conditions_do_not_fold(made: Make, evaluation: Any, changes: dict[str, Any], says: str) -> None:
+    one = made("a", "seed=0", quick=8)
+    two = made("b", "seed=1", quick=8)
+    weights = json.loads((two / "evals/quick-1/identity.json").read_text())["tensors_sha256"]
+    whole = {"clean": [1] * 20, "attacks": {"pgd-20": [1] * 20}, "weights": weights, **changes}
+    evaluation(two / "evals/quick-1", **whole)
+    with pytest.raises(ResourceError, match="no mean over them means anything") as raised:
+        table(one, two)
+    assert says in raised.value.what
+    assert "runs/a: " in raised.value.what
+
+
+def test_the_condition_that_all_have_is_taken_before_the_larger_one(made: Make, evaluation: Any) -> None:
+    one, two = made("a", quick=8), made("b", "name=b", quick=6)
+    weights = json.loads((one / "evals/quick-1/identity.json").read_text())["tensors_sha256"]
+    evaluation(one / "evals/quick-2", clean=[1] * 30, attacks={"pgd-20": [1] * 30}, weights=weights)
+    assert cell(table(one, two), 0, "quick")["n"] == 20
+    assert cell(table(one), 0, "quick")["n"] == 30
+
+
+def test_rows_under_other_conditions_are_said(made: Make, evaluation: Any) -> None:
+    found = table(made("a", quick=8), made("b", "name=b", quick=6, n=40))
+    assert "quick: rows differ in n: quickstart 20, b 40" in found["notes"]
+    found = table(Path("runs/a"), made("c", "name=c", "threat.eps=0.2"))
+    evaluation(Path("runs/c/evals/quick-1"), clean=[1] * 20, attacks={"pgd-20": [1] * 20}, eps="0.2", weights=_weights(Path("runs/c")))
+    assert "quick: rows differ in threat: quickstart linf eps 0.15, c linf eps 0.2" in table(Path("runs/a"), Path("runs/c"))["notes"]
+
+
+def _weights(run: Path) -> str:
+    from advcli.runs.container import read_header
+
+    return str(read_header(run / "model.safetensors", "model")["tensors_sha256"])
+
+
+def test_of_several_under_one_condition_the_lowest_is_shown(made: Make, evaluation: Any) -> None:
+    run = made("a", quick=8)
+    evaluation(run / "evals/quick-2", clean=[1] * 18 + [0] * 2, attacks={"pgd-20": [1] * 6 + [0] * 14}, weights=_weights(run), seed=9)
+    found = table(run)
+    assert cell(found, 0, "quick")["mean"] == 0.3
+    assert "2 quick evaluations of runs/a on these images: the lowest number is shown" in found["notes"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"eps": "0.3"}, "at linf eps 0.3, not the run's linf eps 0.15"),
+        ({"split": "train"}, "on train images"),
+        ({"data": "svhn"}, "on svhn, not digits"),
+        ({"weights": "others"}, "it attacked other weights than those in model.safetensors"),
+    ],
+)
+def test_other_experiments_are_passed_over_and_said(made: Make, evaluation: Any, changes: dict[str, Any], why: str) -> None:
+    run = made("a", quick=8)
+    whole = {"clean": [1] * 20, "attacks": {"pgd-20": [0] * 20}, "weights": _weights(run), **changes}
+    evaluation(run / "evals/quick-2", **whole)
+    found = table(run)
+    assert cell(found, 0, "quick")["mean"] == 0.4
+    assert f"passed over runs/a/evals/quick-2: {why}" in found["notes"]
+
+
+def test_an_unfinished_evaluation_is_said(made: Make) -> None:
+    run = made("a", quick=8)
+    (run / "evals/quick-1/ledger/ledger.safetensors").unlink()
+    found = table(run)
+    assert "passed over runs/a/evals/quick-1: the quick evaluation is not finished; --resume goes on with it" in found["notes"]
+
+
+def test_training_that_stopped_is_said(made: Make) -> None:
+    run = made("a", quick=8)
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"epoch": k}) + "\n" for k in (1, 2, 3)))
+    assert "runs/a is not trained to its end: epoch 3 of 40" in table(run)["notes"]
+    (run / "metrics.jsonl").write_text(json.dumps({"epoch": 40}) + "\n")
+    assert table(run)["notes"] == []
+
+
+def test_masked_wins_over_everything(made: Make, evaluation: Any) -> None:
+    run = made("a", aa=15)
+    n = 20
+    evaluation(
+        run / "evals/quick-1", clean=[1] * n, attacks={"fgsm": [0] * n, "pgd-20": [1] * n}, weights=_weights(run)
+    )  # one step breaks all, twenty break none
+    found = table(run)
+    assert (cell(found, 0, "quick")["verdict"], cell(found, 0, "aa")["verdict"]) == ("masked", "trustworthy")
+    assert found["rows"][0]["verdict"] == "masked"
+
+
+def test_a_checkpoint_without_recipe_stands_under_its_folder(made: Make) -> None:
+    found = table(made("foreign", recipe=None, quick=8), made("a", quick=9))
+    assert [row["name"] for row in found["rows"]] == ["runs/foreign", "quickstart"]
+    assert found["rows"][0]["seeds"] == []
+    assert gather([Path("runs/foreign/model.safetensors")], [])["rows"][0]["name"] == "runs/foreign"
+
+
+@pytest.mark.parametrize("damage", ["recipe.yaml", "model.safetensors", "metrics.jsonl", "evals/quick-1/ledger/ledger.safetensors"])
+def test_a_damaged_run_is_refused(made: Make, damage: str) -> None:
+    run = made("a", quick=8)
+    (run / damage).write_bytes(b"\x00{nonsense\n")
+    with pytest.raises(CheckpointError) as raised:
+        table(run)
+    assert damage.rpartition("/")[2] in raised.value.where
+
+
+def test_folders_of_the_wrong_kind_are_refused(made: Make) -> None:
+    run = made("a", quick=8)
+    with pytest.raises(UsageError, match="do not compare with one another"):
+        table(run, run / "evals/quick-1")
+    with pytest.raises(UsageError, match="named twice"):
+        table(run, Path("runs/../runs/a"))
+    with pytest.raises(UsageError, match="compares with nothing"):
+        table(run / "evals/quick-1")
+    with pytest.raises(UsageError, match="columns are chosen for runs"):
+        table(run / "evals/quick-1", columns=("aa",))
+    with pytest.raises(ResourceError, match="no such folder"):
+        table(Path("runs/absent"))
+    Path("runs/empty").mkdir()
+    with pytest.raises(ResourceError, match="no run and no evaluation"):
+        table(run, Path("runs/empty"))
