@@ -101,9 +101,11 @@ def open_run(folder: Path) -> Run:
         found = open_evaluation(path)
         if header is not None and found.header["identity"]["tensors_sha256"] != header["tensors_sha256"]:
             passed_over.append((path, "it attacked other weights than those in model.safetensors"))
-        elif found.header["head"] != "final":
-            passed_over.append((path, f"it judged head {found.header['head']}, not the decision"))
-        elif header is not None and found.header["identity"]["architecture"].get("gates", []) != header["architecture"].get("gates", []):
+        elif found.header.get("head", "final") != "final":
+            passed_over.append((path, f"it judged head {found.header.get('head')}, not the decision"))
+        elif header is not None and found.header["identity"].get("architecture", header["architecture"]).get("gates", []) != header[
+            "architecture"
+        ].get("gates", []):
             passed_over.append((path, "a gate was put on the network for it"))
         else:
             evaluations.append(found)
