@@ -23,16 +23,18 @@ class Apgd(PooledAttack):
     """Momentum ascent whose step starts at 2 eps and is halved, with a return to the best point, where it stops paying.
 
     loss: `ce` or `dlr`; `dlr-targeted` or, below four classes, where that is not defined, `targeted` (the margin), which make
-    one run a target: the likeliest other classes first, `targets` of them.
+    one run a target: the likeliest other classes first, `targets` of them. `conjunction` is for gates forced to the target.
+    aux_weight: of the mean loss of auxiliary heads.
     """
 
     needs_logits: ClassVar[bool] = True
 
     threat: Threat
-    loss: Literal["ce", "dlr", "dlr-targeted", "targeted"] = "ce"
+    loss: Literal["ce", "dlr", "dlr-targeted", "targeted", "conjunction"] = "ce"
     steps: int = 100
     restarts: int = 1
     targets: int = 9
+    aux_weight: float = 0.0
 
     @property
     def runs(self) -> int:
@@ -40,11 +42,11 @@ class Apgd(PooledAttack):
 
     @property
     def is_targeted(self) -> bool:
-        return self.loss in ("dlr-targeted", "targeted")
+        return self.loss in ("dlr-targeted", "targeted", "conjunction")
 
     @property
     def _loss(self) -> Loss:
-        return attack_loss(self.loss)
+        return attack_loss(self.loss, self.aux_weight)
 
     @property
     def passes(self) -> int:

@@ -48,6 +48,16 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return targeted(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
+def conjunction(output: ModelOutput, y: Tensor, target: Tensor, cap: float = 0.5) -> Tensor:
+    """z_target - z_y + sum over auxiliary heads of min(a_target - max_{k != target} a_k, cap): the decision falls and the gates agree.
+
+    With gates forced to the target it rises towards a point at which they would choose it by themselves. cap in logits: a
+    head that is sure enough pulls no more.
+    """
+    heads = [(-margin(aux, target)).clamp_max(cap) for aux in output.aux_logits]
+    return targeted(output.logits, y, target) + torch.stack(heads).sum(0)
+
+
 def over_heads(fn: Callable[..., Tensor], *outputs: ModelOutput, aux_weight: float) -> Tensor:
     """fn of the decision's logits + aux_weight * mean over auxiliary heads of fn of theirs; head goes with head across outputs.
 
@@ -68,7 +78,7 @@ _TARGETED = {"targeted": targeted, "dlr-targeted": dlr_targeted}
 
 
 def attack_loss(name: str, aux_weight: float = 0.0) -> Loss:
-    """The loss called `ce`, `margin`, `dlr`, `targeted` or `dlr-targeted` (condition: target), or `kl` (condition: reference).
+    """The loss called `ce`, `margin`, `dlr`; `targeted`, `dlr-targeted` or `conjunction` (condition: target); or `kl` (reference).
 
     It is summed over a network's heads as over_heads does.
     """
@@ -78,6 +88,8 @@ def attack_loss(name: str, aux_weight: float = 0.0) -> Loss:
             heads = condition["reference"].unbind(1)
             clean = output._replace(logits=heads[0], aux_logits=tuple(heads[1:]))
             return over_heads(kl, output, clean, aux_weight=aux_weight)
+        if name == "conjunction":
+            return conjunction(output, y, condition["target"])
         if name in _TARGETED:
             return over_heads(lambda logits: _TARGETED[name](logits, y, condition["target"]), output, aux_weight=aux_weight)
         fn = _UNTARGETED[name]

@@ -16,7 +16,7 @@ def attack(
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A model.safetensors or its folder; left out: the newest under runs/.", show_default=False)
     ] = None,
-    suite: Annotated[str, typer.Option(help="quick, paper or aa.")] = "quick",
+    suite: Annotated[str, typer.Option(help="quick, paper, aa or adaptive (knows the network's gates).")] = "quick",
     n: Annotated[
         int | None, typer.Option(min=1, help="Attack this many images, a seeded, stratified part; left out: all.", show_default=False)
     ] = None,

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from advcli.attacks import Apgd, Cost, Fab, Judge, Surrogate, Threat, measure_bound
 from advcli.attacks.pool import Attempt, PooledAttack, Task, stream
+from advcli.attacks.views import ViewedSurrogate
 from advcli.data import Split, stratified_order, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
 from advcli.evaluation import shards
-from advcli.evaluation.suites import PROTOCOL, Entry, joint_entries, notes, suite
+from advcli.evaluation.suites import PROTOCOL, Entry, gate_entries, joint_entries, notes, suite
 from advcli.evaluation.summary import summarise
 from advcli.models import HeadView, Network, frozen, head_of
 from advcli.recipe.number import parse_number
@@ -156,17 +157,22 @@ class _Run:
         self.model = head_of(job.loaded.network.to(device), job.head).eval()
         self.images = job.images.to(device)
         self.cost = Cost()
-        self.entries = suite(job.suite, job.engine).entries(job.threat, job.loaded.architecture.num_classes) + self._joint()
+        self.entries = self._entries()
         probe = to_float(pick(self.images, _PROBE, job.seed).images)
         _check_logits(self.model, probe, job)
         self.judge = Judge(self.model, chunk=job.chunk, bound=measure_bound(self.model, probe), cost=self.cost)
 
-    def _joint(self) -> tuple[Entry, ...]:
-        """What a suite adds for networks with auxiliary heads: the loss that their papers call adaptive, at the weight of training."""
+    def _entries(self) -> tuple[Entry, ...]:
+        """The suite, with what it adds for networks with auxiliary heads: their joint loss, or attacks that know the gates."""
         job = self.job
-        if job.head != "final" or not job.loaded.network.gate_sites or job.engine != "native":
-            return ()
-        return joint_entries(job.suite, job.threat, float(parse_number(job.loaded.header.get("objective", {}).get("aux_weight", 1))))
+        classes, heads = job.loaded.architecture.num_classes, len(job.loaded.network.gate_sites)
+        entries = suite(job.suite, job.engine).entries(job.threat, classes)
+        if job.head != "final" or not heads or job.engine != "native":
+            return entries
+        aux_weight = float(parse_number(job.loaded.header.get("objective", {}).get("aux_weight", 1)))
+        if job.suite == "adaptive":
+            return gate_entries(job.threat, classes, heads, aux_weight) + entries
+        return entries + joint_entries(job.suite, job.threat, aux_weight)
 
     def finish(self, folder: Path) -> None:
         """Every attack on everybody it is due to, then the whole ledger and the clock beside it."""
@@ -222,7 +228,7 @@ class _Run:
 
     def _attempts(self, entry: Entry, due: Tensor, done: Tensor, logits: Tensor, worked: Callable[[], None]) -> Iterator[Attempt]:
         """Attempts with positions in due. The authors' package draws by batch, so its batches are cut before what is done is left out."""
-        surrogate = Surrogate(self.model.trace, self.cost)
+        surrogate = self._surrogate(entry)
         if isinstance(entry.attack, PooledAttack):
             todo = torch.nonzero(~done)[:, 0]
             for attempt in stream(entry.attack, surrogate, self.judge, self._task(entry, due[todo], logits), worked):
@@ -237,6 +243,11 @@ class _Run:
                     torch.full_like(part, (now - then) // len(part)) for now, then in zip(self._passes(), before, strict=True)
                 )
                 yield Attempt(part, found, torch.zeros_like(part), forwards, backwards, torch.ones_like(found.broken))
+
+    def _surrogate(self, entry: Entry) -> Surrogate:
+        if entry.view is None or not isinstance(self.model, Network):
+            return Surrogate(self.model.trace, self.cost)
+        return ViewedSurrogate(self.model, entry.view, self.cost)
 
     def _passes(self) -> tuple[int, int]:
         return self.cost.forwards, self.cost.backwards
@@ -280,9 +291,9 @@ class _Run:
         few = notes(job.suite, job.loaded.architecture.num_classes) if job.engine == "native" else []
         if job.head != "final":
             few = [*few, f"the decision of head {job.head} was judged, not the one that is deployed"]
-        if job.gated:
+        if job.gated and job.suite != "adaptive":
             few = [*few, "the network gates its features by its own decision, which hides the gradient: attacks on the final logits"]
-            few[-1] += " give an upper bound"
+            few[-1] += " give an upper bound (--suite adaptive knows the gate)"
         return few + (["training images: the network has seen them, so this is an upper bound"] if job.split == "train" else [])
 
     def _describe(self, entry: Entry) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from advcli.attacks import Apgd, Fab, Pgd, Square, Threat, cw, fgsm, mim
 from advcli.attacks.losses import attack_loss
 from advcli.attacks.pool import PooledAttack
 from advcli.attacks.reference import ReferenceAttack, standard_parts
+from advcli.attacks.views import FORCED, OPEN, View, auxiliary, softened, straight
 from advcli.errors import UsageError
 
 PROTOCOL = 1
@@ -21,7 +22,8 @@ class Entry:
     """One attack of a suite.
 
     about: the attack in words, for `verify --explain`. on: `all` correctly classified images, or the `survivors` of the entries
-    before it. readings: accuracies read off one run of the attack, name to the number of steps; None: its own name, all its steps.
+    before it. view: how the attack sees a gated network; None: as deployed. readings: accuracies read off one run of the attack,
+    name to the number of steps; None: its own name, all its steps.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Entry:
     about: str
     on: Literal["all", "survivors"] = "all"
     readings: tuple[tuple[str, int], ...] | None = None
+    view: View | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,34 @@ def _aa_reference(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
     return tuple(Entry(part, ReferenceAttack(threat, part, num_classes), f"pyautoattack's {part}", on="survivors") for part in parts)
 
 
+def _adaptive(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
+    """For any network: AutoAttack, then its targeted part from another start, so never weaker than `aa`."""
+    entries = _aa(threat, num_classes)
+    return (*entries, replace(entries[1], name="apgd-t-again", about=f"{entries[1].about}, from another start"))
+
+
+def gate_entries(threat: Threat, num_classes: int, heads: int, aux_weight: float) -> tuple[Entry, ...]:
+    """Attacks that know the gates of a network with so many auxiliary heads; each is judged on the deployed decision.
+
+    The first auxiliary head precedes every gate, so it is an ordinary network whose fall takes the gates along: it is attacked
+    first. Then the gates forced to each target class while they are made to choose it, softened, straight through, and open;
+    last what the papers call adaptive, the joint loss through the gates as they are.
+    """
+    few, targets = num_classes < 4, min(9, num_classes - 1)
+    aimed: Literal["dlr-targeted", "targeted"] = "targeted" if few else "dlr-targeted"
+    ce, to_targets = Apgd(threat, "ce"), Apgd(threat, aimed, targets=targets)
+    rows: list[tuple[str, Apgd, View | None, str]] = [
+        *((f"apgd-ce@aux{number}", ce, auxiliary(number), f"auxiliary head {number}") for number in range(heads)),
+        ("apgd-t@aux0", to_targets, auxiliary(0), "auxiliary head 0, towards each of the likeliest targets"),
+        ("apgd-t@forced", Apgd(threat, "conjunction", targets=targets), FORCED, "gates forced to a target that they are made to choose"),
+        ("apgd-ce@soft", ce, softened(1.0), "gates softened at temperature 1"),
+        ("apgd-ce@straight", ce, straight(0.3), "gates as deployed, their gradient softened at temperature 0.3"),
+        ("apgd-ce@open", ce, OPEN, "gates open"),
+        ("apgd-ce@joint", Apgd(threat, "ce", aux_weight=aux_weight), None, "the joint loss of all heads, gates as deployed"),
+    ]
+    return tuple(Entry(name, attack, f"Auto-PGD, 100 steps, {words}", on="survivors", view=view) for name, attack, view, words in rows)
+
+
 def joint_entries(name: str, threat: Threat, aux_weight: float) -> tuple[Entry, ...]:
     """For networks with auxiliary heads: attacks on the decision's loss + aux_weight * the mean of the auxiliary heads'.
 
@@ -124,6 +155,7 @@ SUITES = {
         Suite("quick", "FGSM, PGD-20, C&W-30: a look, an upper bound", _quick),
         Suite("paper", "the attacks of AGAIN's, StayFocused's and ANCRA's tables: an upper bound", _paper),
         Suite("aa", "standard AutoAttack", _aa),
+        Suite("adaptive", "AutoAttack with further starts, after attacks that know the network's gates", _adaptive),
     )
 }
 
@@ -133,7 +165,7 @@ REFERENCE = {"aa": Suite("aa", "standard AutoAttack as the authors' package runs
 
 def notes(name: str, num_classes: int) -> list[str]:
     """What a reader of the suite's numbers must know."""
-    few = name == "aa" and num_classes < 4
+    few = name in ("aa", "adaptive") and num_classes < 4
     return [f"{num_classes} classes: the targeted DLR loss needs four, so apgd-t follows the margin"] if few else []
 
 
