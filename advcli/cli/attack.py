@@ -16,7 +16,7 @@ def attack(
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A model.safetensors or its folder; left out: the newest under runs/.", show_default=False)
     ] = None,
-    suite: Annotated[str, typer.Option(help="quick, paper or aa.")] = "quick",
+    suite: Annotated[str, typer.Option(help="quick, paper, fast, aa, aa-plus or transfer.")] = "quick",
     n: Annotated[
         int | None, typer.Option(min=1, help="Attack this many images, a seeded, stratified part; left out: all.", show_default=False)
     ] = None,
@@ -32,6 +32,9 @@ def attack(
         int | None, typer.Option(min=1, help="Images at once; left out: what suits the device.", show_default=False)
     ] = None,
     engine: Annotated[Literal["native", "reference"], typer.Option(help="reference: suite aa by the authors' package.")] = "native",
+    source: Annotated[
+        list[Path] | None, typer.Option(metavar="CKPT", help="Of suite transfer: craft on this network. Repeatable.", show_default=False)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 unless the verdict is trustworthy.")] = False,
     out: Out = None,
@@ -50,7 +53,9 @@ def attack(
     path = session.find_checkpoint(checkpoint)
     if checkpoint is None and not quiet:
         terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}", markup=False)
-    options = session.Options(path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device)
+    options = session.Options(
+        path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, tuple(source or ())
+    )
     with AttackProgress(quiet=quiet) as progress:
         if curve.is_list(eps):
             report = curve.run(options, progress)

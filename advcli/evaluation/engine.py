@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from advcli.data import Split, stratified_order, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
 from advcli.evaluation import shards
-from advcli.evaluation.suites import PROTOCOL, Entry, notes, suite
+from advcli.evaluation.suites import PROTOCOL, Entry, from_sources, notes, suite
 from advcli.evaluation.summary import summarise
 from advcli.models import Network, frozen
 from advcli.runs import atomic
@@ -51,6 +52,7 @@ class Job:
     chunk: int
     data: dict[str, Any] = field(default_factory=dict)  # the recipe's data part that the images come from, and which split
     split: str = "test"
+    sources: tuple[Loaded, ...] = ()  # other networks that attacks are crafted on
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides a verdict; its digest names the evaluation."""
@@ -69,6 +71,7 @@ class Job:
             "chunk": self.chunk,
             "precision": "fp32",
         }
+        parts |= {"sources": [source.header["tensors_sha256"] for source in self.sources]} if self.sources else {}
         parts = json.loads(json.dumps(parts))
         return {**parts, "digest": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}
 
@@ -149,13 +152,18 @@ class _Run:
         self.images = job.images.to(device)
         self.cost = Cost()
         self.entries = suite(job.suite, job.engine).entries(job.threat, job.loaded.architecture.num_classes)
+        if job.sources:
+            self.entries = from_sources(self.entries, [_label(source) for source in job.sources])
+        self.sources = [source.network.to(device).eval() for source in job.sources]
         probe = to_float(pick(self.images, _PROBE, job.seed).images)
         _check_logits(self.model, probe, job)
         self.judge = Judge(self.model, chunk=job.chunk, bound=measure_bound(self.model, probe), cost=self.cost)
 
     def finish(self, folder: Path) -> None:
         """Every attack on everybody it is due to, then the whole ledger and the clock beside it."""
-        with frozen(self.model):
+        with ExitStack() as stack:
+            for network in (self.model, *self.sources):
+                stack.enter_context(frozen(network))
             logits = self._clean_logits()
             margins = self.judge.margins_of(logits, self.images.labels)
             alive = ~self.judge.broken(margins)
@@ -207,7 +215,7 @@ class _Run:
 
     def _attempts(self, entry: Entry, due: Tensor, done: Tensor, logits: Tensor, worked: Callable[[], None]) -> Iterator[Attempt]:
         """Attempts with positions in due. The authors' package draws by batch, so its batches are cut before what is done is left out."""
-        surrogate = Surrogate(self.model.trace, self.cost)
+        surrogate = Surrogate((self.model if entry.source is None else self.sources[entry.source]).trace, self.cost)
         if isinstance(entry.attack, PooledAttack):
             todo = torch.nonzero(~done)[:, 0]
             for attempt in stream(entry.attack, surrogate, self.judge, self._task(entry, due[todo], logits), worked):
@@ -266,7 +274,13 @@ class _Run:
     def _describe(self, entry: Entry) -> dict[str, Any]:
         targeted = isinstance(entry.attack, Apgd | Fab) and entry.attack.is_targeted
         readings = entry.readings or ((entry.name, 2**31),)
-        return {"name": entry.name, "about": entry.about, "on": entry.on, "targeted": targeted, "readings": readings}
+        ranked = {"ranked": True} if isinstance(entry.attack, Apgd) and entry.attack.ranked else {}
+        return {"name": entry.name, "about": entry.about, "on": entry.on, "targeted": targeted, "readings": readings, **ranked}
+
+
+def _label(source: Loaded) -> str:
+    """A name for a source in tables and ledgers, which does not change when its file is moved."""
+    return f"{source.header.get('name', 'source')}-{source.header['tensors_sha256'][:8]}"
 
 
 @torch.no_grad()

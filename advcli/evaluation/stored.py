@@ -48,6 +48,12 @@ class Evaluation:
         return threat["norm"], float(threat["eps"])
 
     @property
+    def protocol(self) -> str:
+        """What was run, of transfer attacks with the networks that they were crafted on."""
+        sources = self.header["identity"].get("sources", [])
+        return str(self.header["protocol"]) + (f" from {', '.join(sha[:8] for sha in sources)}" if sources else "")
+
+    @property
     def images(self) -> str:
         """SHA-256 of images, labels and indices."""
         return str(self.header["identity"]["images_sha256"])

@@ -33,6 +33,7 @@ def write_evaluation(
     split: str = "test",
     data: str = "digits",
     seed: int = 0,
+    sources: Sequence[str] = (),
 ) -> Path:
     """A finished evaluation; attacks: NAME=who is still right after that attack alone."""
     correct = np.array(clean, bool)
@@ -54,6 +55,7 @@ def write_evaluation(
         "suite": suite,
         "seed": seed,
         "digest": "d" * 64,
+        **({"sources": list(sources)} if sources else {}),
     }
     header = {
         "checkpoint": str(folder.parent.parent / "model.safetensors"),

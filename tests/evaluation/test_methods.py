@@ -123,6 +123,7 @@ def test_a_seed_without_its_evaluation_leaves_the_mean_and_is_counted(made: Make
     ("changes", "says"),
     [
         ({"protocol": "2 native"}, "quick/2 native"),
+        ({"sources": ["a" * 64]}, "from aaaaaaaa"),
         ({"clean": [1] * 9, "attacks": {"pgd-20": [1] * 9}}, "n = 9"),
         ({"images": "x"}, "images"),
     ],
