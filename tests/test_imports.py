@@ -59,6 +59,7 @@ def probe(body: str, witness: str, cwd: Path) -> str:
         (["--help"], "adv-train"),
         (["--version"], advcli.__version__),
         (["adv-train", "--help"], "--dry-run"),
+        (["finetune", "--help"], "--from"),
         (["attack", "--help"], "--suite"),
         (["compare", "--help"], "--column"),
         (["recipe", "list"], "quickstart"),

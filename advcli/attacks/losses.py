@@ -76,7 +76,7 @@ def attack_loss(name: str, aux_weight: float = 0.0) -> Loss:
     def loss(output: ModelOutput, y: Tensor, condition: Condition) -> Tensor:
         if name == "kl":
             heads = condition["reference"].unbind(1)
-            clean = ModelOutput(heads[0], tuple(heads[1:]), output.features)
+            clean = output._replace(logits=heads[0], aux_logits=tuple(heads[1:]))
             return over_heads(kl, output, clean, aux_weight=aux_weight)
         if name in _TARGETED:
             return over_heads(lambda logits: _TARGETED[name](logits, y, condition["target"]), output, aux_weight=aux_weight)

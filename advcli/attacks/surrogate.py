@@ -45,5 +45,4 @@ class Surrogate:
         self.cost.backwards += len(x)
         (gradient,) = torch.autograd.grad(losses.sum(), x)
         gradient = gradient.nan_to_num(0.0)  # else a point would be no number, which a judge must call broken
-        seen = ModelOutput(output.logits.detach(), tuple(aux.detach() for aux in output.aux_logits), output.features.detach())
-        return gradient, losses.detach(), seen
+        return gradient, losses.detach(), output.detach()

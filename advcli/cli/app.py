@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import advcli
-from advcli.cli import adv_train, attack, compare, pretrain, recipe, verify
+from advcli.cli import adv_train, attack, compare, finetune, pretrain, recipe, verify
 from advcli.errors import AdvcliError, InterruptedRunError
 
 
@@ -54,6 +54,7 @@ def _main(
 
 app.command("pretrain")(pretrain.pretrain)
 app.command("adv-train")(adv_train.adv_train)
+app.command("finetune")(finetune.finetune)
 app.command("attack")(attack.attack)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)

@@ -31,6 +31,12 @@ def attack(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at once; left out: what suits the device.", show_default=False)
     ] = None,
+    head: Annotated[
+        str, typer.Option(help="Which decision is judged: final, open (all gates open) or aux:0, aux:1, ... (a gate's own).")
+    ] = "final",
+    gate: Annotated[
+        str | None, typer.Option(help="Put this gate on the network first: reverse-attention, which has no weights.", show_default=False)
+    ] = None,
     engine: Annotated[Literal["native", "reference"], typer.Option(help="reference: suite aa by the authors' package.")] = "native",
     source: Annotated[
         list[Path] | None, typer.Option(metavar="CKPT", help="Of suite transfer: craft on this network. Repeatable.", show_default=False)
@@ -53,8 +59,9 @@ def attack(
     path = session.find_checkpoint(checkpoint)
     if checkpoint is None and not quiet:
         terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}", markup=False)
+    sources = tuple(source or ())
     options = session.Options(
-        path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, tuple(source or ())
+        path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, head, gate, sources
     )
     with AttackProgress(quiet=quiet) as progress:
         if curve.is_list(eps):

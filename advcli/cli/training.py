@@ -1,4 +1,4 @@
-"""What pretrain and adv-train share: they differ only in which objectives they take."""
+"""What pretrain, adv-train and finetune share: they differ only in which objectives they take and where they start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from advcli.cli.output import print_json
 
 
 def train_command(
-    command: str, name: str, overrides: list[str], *, out: Path | None, resume: bool, dry_run: bool, json: bool, quiet: bool, device: str
+    command: str,
+    name: str,
+    overrides: list[str],
+    *,
+    start: Path | None = None,
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    json: bool,
+    quiet: bool,
+    device: str,
 ) -> None:
     from advcli.recipe import dump, load
 
@@ -19,6 +29,8 @@ def train_command(
     from advcli.training import session
 
     session.check_command(recipe, command)
+    if command == "finetune":
+        recipe = session.start_from(recipe, start)
     if dry_run:
         plan = session.dry_run(recipe, device=device)
         facts = {**dataclasses.asdict(plan), "recipe": plan.recipe.model_dump(mode="json")}

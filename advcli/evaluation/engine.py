@@ -19,9 +19,10 @@ from advcli.data import Split, stratified_order, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
 from advcli.evaluation import shards
-from advcli.evaluation.suites import PROTOCOL, Entry, from_sources, notes, suite
+from advcli.evaluation.suites import PROTOCOL, Entry, from_sources, joint_entries, notes, suite
 from advcli.evaluation.summary import summarise
-from advcli.models import Network, frozen
+from advcli.models import HeadView, Network, frozen, head_of
+from advcli.recipe.number import parse_number
 from advcli.runs import atomic
 from advcli.runs.checkpoint import Loaded, versions
 from advcli.runs.ledger import Ledger
@@ -52,7 +53,13 @@ class Job:
     chunk: int
     data: dict[str, Any] = field(default_factory=dict)  # the recipe's data part that the images come from, and which split
     split: str = "test"
+    head: str = "final"  # which decision is judged and attacked
     sources: tuple[Loaded, ...] = ()  # other networks that attacks are crafted on
+
+    @property
+    def gated(self) -> bool:
+        """Whether what is judged passes gates that close."""
+        return self.head == "final" and self.loaded.network.gated
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides a verdict; its digest names the evaluation."""
@@ -66,6 +73,7 @@ class Job:
             "threat": asdict(self.threat),
             "suite": self.suite,
             "engine": self.engine,
+            "head": self.head,
             "protocol": PROTOCOL,
             "seed": self.seed,
             "chunk": self.chunk,
@@ -148,16 +156,23 @@ class _Run:
     def __init__(self, job: Job, identity: dict[str, Any], ledger: Ledger, watcher: Watcher, device: torch.device) -> None:
         self.job, self.identity, self.ledger, self.watcher, self.device = job, identity, ledger, watcher, device
         set_precision("fp32", device)
-        self.model = job.loaded.network.to(device).eval()
+        self.model = head_of(job.loaded.network.to(device), job.head).eval()
         self.images = job.images.to(device)
         self.cost = Cost()
-        self.entries = suite(job.suite, job.engine).entries(job.threat, job.loaded.architecture.num_classes)
+        self.entries = suite(job.suite, job.engine).entries(job.threat, job.loaded.architecture.num_classes) + self._joint()
         if job.sources:
             self.entries = from_sources(self.entries, [_label(source) for source in job.sources])
         self.sources = [source.network.to(device).eval() for source in job.sources]
         probe = to_float(pick(self.images, _PROBE, job.seed).images)
         _check_logits(self.model, probe, job)
         self.judge = Judge(self.model, chunk=job.chunk, bound=measure_bound(self.model, probe), cost=self.cost)
+
+    def _joint(self) -> tuple[Entry, ...]:
+        """What a suite adds for networks with auxiliary heads: the loss that their papers call adaptive, at the weight of training."""
+        job = self.job
+        if job.head != "final" or not job.loaded.network.gate_sites or job.engine != "native":
+            return ()
+        return joint_entries(job.suite, job.threat, float(parse_number(job.loaded.header.get("objective", {}).get("aux_weight", 1))))
 
     def finish(self, folder: Path) -> None:
         """Every attack on everybody it is due to, then the whole ledger and the clock beside it."""
@@ -256,6 +271,8 @@ class _Run:
             "threat": {"norm": job.threat.norm, "eps": job.eps_text, "bounds": list(job.threat.bounds)},
             "data": job.data,
             "split": job.split,
+            "head": job.head,
+            "gated": job.gated,
             "suite": job.suite,
             "protocol": f"{job.suite}/{PROTOCOL} {job.engine}",
             "notes": self._notes(),
@@ -269,6 +286,11 @@ class _Run:
         """What a reader of the numbers must know."""
         job = self.job
         few = notes(job.suite, job.loaded.architecture.num_classes) if job.engine == "native" else []
+        if job.head != "final":
+            few = [*few, f"the decision of head {job.head} was judged, not the one that is deployed"]
+        if job.gated:
+            few = [*few, "the network gates its features by its own decision, which hides the gradient: attacks on the final logits"]
+            few[-1] += " give an upper bound"
         return few + (["training images: the network has seen them, so this is an upper bound"] if job.split == "train" else [])
 
     def _describe(self, entry: Entry) -> dict[str, Any]:
@@ -284,7 +306,7 @@ def _label(source: Loaded) -> str:
 
 
 @torch.no_grad()
-def _check_logits(model: Network, images: Tensor, job: Job) -> None:
+def _check_logits(model: Network | HeadView, images: Tensor, job: Job) -> None:
     """Before hours are spent: logits are finite, of the right number, and the same when asked twice."""
     logits, again = model(images), model(images)
     where, classes = str(job.loaded.path), len(job.loaded.header["classes"])

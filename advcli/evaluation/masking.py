@@ -49,14 +49,15 @@ def _compare(name: str, weak: NDArray[np.bool_], strong: NDArray[np.bool_], mess
     return [{"name": name, "value": round(effect, 6), "threshold": EFFECT, "message": message}]
 
 
-def verdict(suite: str, split: str, raised: list[Flag]) -> Verdict:
+def verdict(suite: str, split: str, raised: list[Flag], *, gated: bool = False) -> Verdict:
     """`masked` where a flag is raised; `upper bound` for suites of a few fixed attacks (Carlini et al. 2019); else `trustworthy`.
 
-    On images that the network was trained on, any accuracy is an upper bound.
+    On images that the network was trained on, any accuracy is an upper bound; so it is through gates that hide the gradient,
+    whatever attacks the final logits.
     """
     if raised:
         return "masked"
-    return "upper bound" if suite in UPPER_BOUNDS or split != "test" else "trustworthy"
+    return "upper bound" if suite in UPPER_BOUNDS or split != "test" or gated else "trustworthy"
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

@@ -95,6 +95,8 @@ def _notes(first: Evaluation, other: Evaluation, number: int) -> list[str]:
     parts = []
     if first.threat != other.threat:
         parts.append(("threat", threat_words(first), threat_words(other)))
+    if first.report["head"] != other.report["head"]:
+        parts.append(("head", first.report["head"], other.report["head"]))
     if first.suite != other.suite:
         parts.append(("suite", first.suite, other.suite))
     elif first.protocol != other.protocol:

@@ -152,6 +152,26 @@ def _aa_reference(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
     return tuple(Entry(part, ReferenceAttack(threat, part, num_classes), f"pyautoattack's {part}", on="survivors") for part in parts)
 
 
+def joint_entries(name: str, threat: Threat, aux_weight: float) -> tuple[Entry, ...]:
+    """For networks with auxiliary heads: attacks on the decision's loss + aux_weight * the mean of the auxiliary heads'.
+
+    It is what the papers call adaptive (AGAIN 5.2.2, ANCRA IV.A), and still goes through gates that hide the gradient.
+    """
+    loss, words = attack_loss("ce", aux_weight), f"cross-entropy of the decision + {aux_weight:g} * the mean of the auxiliary heads'"
+
+    def pgd(label: str, steps: int, size: float, step: str, readings: tuple[tuple[str, int], ...] | None = None) -> Entry:
+        about = f"PGD on the {words}, {steps} steps of {step}, uniform start"
+        return Entry(label, Pgd(threat, loss, steps=steps, step_size=size), about, readings=readings)
+
+    if name == "quick":
+        return (pgd("pgd-20-joint", 20, threat.eps / 4, "eps/4"),)
+    if name == "paper":
+        again = tuple((f"pgd-{k}-joint@eps/4", k) for k in (10, 20, 50, 100))
+        ancra = pgd("pgd-40-joint@0.007", 40, 0.007 * threat.eps / (8 / 255), "0.007 at eps 8/255")
+        return (pgd("pgd-100-joint@eps/4", 100, threat.eps / 4, "eps/4", again), ancra)
+    return ()
+
+
 SUITES = {
     suite.name: suite
     for suite in (

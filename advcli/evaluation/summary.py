@@ -53,6 +53,7 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "checkpoint": header["checkpoint"],
         "data": header["data"].get("name"),
         "split": header["split"],
+        "head": header.get("head", "final"),
         "threat": header["threat"],
         "suite": header["suite"],
         "protocol": header["protocol"],
@@ -69,7 +70,7 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "backwards": _total(ledger, header, "backwards"),
         "notes": header["notes"],
         "flags": raised,
-        "verdict": masking.verdict(header["suite"], header["split"], raised),
+        "verdict": masking.verdict(header["suite"], header["split"], raised, gated=header.get("gated", False)),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from advcli.draws import Draws
 from advcli.errors import CheckFailedError, CheckpointError, UsageError
 from advcli.evaluation.engine import Job
 from advcli.evaluation.summary import summarise
-from advcli.models import frozen
+from advcli.models import Architecture, HeadView, Network, frozen, head_of, with_gate
 from advcli.recipe.number import parse_number
 from advcli.recipe.schema import Data
 from advcli.runs import atomic
@@ -42,6 +43,11 @@ class Evidence:
     threat: Threat
 
     @property
+    def judged(self) -> Network | HeadView:
+        """What was judged: the network, or one of its heads."""
+        return head_of(self.loaded.network, self.header["head"])
+
+    @property
     def robust(self) -> Any:
         """(n,) bool: right from the start and broken by nothing."""
         broken = np.logical_or.reduce([self.ledger[f"broken.{entry['name']}"] for entry in self.header["entries"]])
@@ -55,21 +61,29 @@ def gather(folder: Path, *, checkpoint: Path | None, data_root: str | None) -> E
         what = "this evaluation is not finished" if ledger.shards() else "there is no evaluation here"
         raise CheckpointError(what, where=str(folder), next="give an evaluation folder, such as runs/quickstart/evals/aa-1f3c9a2b")
     arrays, header = ledger.read()
-    loaded = load_network(checkpoint or _find_checkpoint(header, folder))
+    loaded = _as_judged(load_network(checkpoint or _find_checkpoint(header, folder)), header)
     data = Data.model_validate({**loaded.header["data"], **header["data"], **({"root": data_root} if data_root else {})})
     split, _ = load_test(data, header["split"])
     threat = Threat(header["threat"]["norm"], float(parse_number(header["threat"]["eps"])))
     images = split.take(torch.from_numpy(arrays["index"]))
     identity = header["identity"]
-    now = Job(
-        loaded, images, threat, header["threat"]["eps"], header["suite"], identity["engine"], identity["seed"], identity["chunk"]
-    ).identity()
+    settled = {key: identity[key] for key in ("suite", "engine", "seed", "chunk", "head")}
+    now = Job(loaded, images, threat, header["threat"]["eps"], **settled).identity()
     for key, what in (("tensors_sha256", "the checkpoint is not"), ("images_sha256", "the images are not")):
         if now[key] != identity[key]:
             raise CheckpointError(
                 f"{what} what this evaluation was made with", where=str(folder), next="--checkpoint and --data-root name the right ones"
             )
     return Evidence(folder, arrays, header, loaded, images, threat)
+
+
+def _as_judged(loaded: Loaded, header: dict[str, Any]) -> Loaded:
+    """The checkpoint with the gate that was put on it for the evaluation, where one was."""
+    judged = Architecture.from_json(header["identity"]["architecture"])
+    if judged.gates == loaded.architecture.gates:
+        return loaded
+    network, architecture = with_gate(loaded.network, loaded.architecture, *judged.gates)
+    return dataclasses.replace(loaded, network=network, architecture=architecture)
 
 
 def _find_checkpoint(header: dict[str, Any], folder: Path) -> Path:
@@ -84,7 +98,7 @@ def check(evidence: Evidence, *, device: torch.device, quantize: bool) -> dict[s
     quantize: after rounding to 8 bits. Returns {checked, failures: [{index, reason}], robust, quantize}.
     """
     set_precision("fp32", device)
-    model = evidence.loaded.network.to(device).eval()
+    model = evidence.judged.to(device).eval()
     ledger, threat = evidence.ledger, evidence.threat
     names = ledger["adversarial_index"]
     rows = torch.from_numpy(np.searchsorted(ledger["index"], names))
@@ -160,8 +174,8 @@ def explain(evidence: Evidence, index: int) -> dict[str, Any]:
         )
     row = int(rows[0])
     classes = header["classes"]
-    with frozen(evidence.loaded.network):
-        logits = evidence.loaded.network(to_float(evidence.images.images[row : row + 1]))
+    with frozen(evidence.judged):
+        logits = evidence.judged(to_float(evidence.images.images[row : row + 1]))
         others = other_classes({"logits": logits}, evidence.images.labels[row : row + 1])[0].tolist()
         nearest = _nearest(evidence, row, logits) if any(entry.get("ranked") for entry in header["entries"]) else []
     attacks = []
@@ -191,7 +205,7 @@ def _nearest(evidence: Evidence, row: int, logits: Tensor) -> list[int]:
     images, labels = evidence.images.images[row : row + 1], evidence.images.labels[row : row + 1]
     draws = Draws(0, evidence.images.index[row : row + 1], "none")  # a task has them; the order does not depend on any
     task = Task(lambda pick: to_float(images[pick]), labels, draws, {"logits": logits})
-    order = by_distance(Surrogate(evidence.loaded.network.trace), evidence.threat, task, evidence.header["identity"]["chunk"])
+    order = by_distance(Surrogate(evidence.judged.trace), evidence.threat, task, evidence.header["identity"]["chunk"])
     nearest: list[int] = order[0].tolist()
     return nearest
 

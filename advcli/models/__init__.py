@@ -3,5 +3,16 @@
 from advcli.models.build import Architecture, build
 from advcli.models.modes import batch_norm_state_kept, frozen
 from advcli.models.network import ModelOutput, Network
+from advcli.models.view import HeadView, head_of, with_gate
 
-__all__ = ["Architecture", "ModelOutput", "Network", "batch_norm_state_kept", "build", "frozen"]
+__all__ = [
+    "Architecture",
+    "HeadView",
+    "ModelOutput",
+    "Network",
+    "batch_norm_state_kept",
+    "build",
+    "frozen",
+    "head_of",
+    "with_gate",
+]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advcli.gates import Gate
 from advcli.models.network import Network, scaled, stage_names
 
 
@@ -27,16 +30,33 @@ class PreActBlock(nn.Module):
 
 
 class PreActNetwork(Network):
-    """Stem convolution, stages of PreActBlock, then the final norm and ReLU, through which the features are read."""
+    """Stem convolution, stages of PreActBlock, then the final norm and ReLU, through which the features are read.
 
-    def __init__(self, channels: int, num_classes: int, stem: int, widths: list[int], blocks: int, strides: tuple[int, ...]) -> None:
-        super().__init__(channels, num_classes, widths[-1])
+    A gate inside reads the sum of a block through a norm and ReLU, and hands on what it has gated. Where the channels are
+    the final ones, as in the last stage, it is the final norm itself, whose statistics then mix both depths, as in ANCRA's
+    code; elsewhere the site gets a norm of its own.
+    """
+
+    def __init__(
+        self, channels: int, num_classes: int, stem: int, widths: list[int], blocks: int, strides: tuple[int, ...], cells: int
+    ) -> None:
+        super().__init__(channels, num_classes, widths[-1], cells)
         self.conv1 = nn.Conv2d(channels, stem, 3, 1, 1, bias=False)
         for s, (inputs, outputs, stride) in enumerate(zip([stem, *widths], widths, strides, strict=False)):
             stage = [PreActBlock(inputs if b == 0 else outputs, outputs, stride if b == 0 else 1) for b in range(blocks)]
             self.add_module(f"layer{s + 1}", nn.Sequential(*stage))
         self.bn = nn.BatchNorm2d(widths[-1])
+        self.site_norms = nn.ModuleDict()
         self.block_names = ("conv1", *stage_names([blocks] * len(widths)))
+
+    def put_gates(self, gates: Mapping[str, Gate]) -> None:
+        super().put_gates(gates)
+        own = {site: self.site_channels(site) for site in self.gate_sites if self.site_channels(site) != self.feature_channels}
+        self.site_norms = nn.ModuleDict({site.replace(".", "_"): nn.BatchNorm2d(channels) for site, channels in own.items()})
+
+    def enter(self, site: str, x: Tensor) -> Tensor:
+        key = site.replace(".", "_")
+        return F.relu(self.site_norms[key](x)) if key in self.site_norms else self.finish(x)
 
     def finish(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(x))
@@ -45,6 +65,6 @@ class PreActNetwork(Network):
 class PreActResNet18(PreActNetwork):
     """64-128-256-512 channels, two blocks a stage (features (N, 512, H/8, W/8) at width 1)."""
 
-    def __init__(self, channels: int, num_classes: int, width: float = 1.0) -> None:
+    def __init__(self, channels: int, num_classes: int, width: float = 1.0, cells: int = 1) -> None:
         widths = [scaled(c, width) for c in (64, 128, 256, 512)]
-        super().__init__(channels, num_classes, widths[0], widths, 2, (1, 2, 2, 2))
+        super().__init__(channels, num_classes, widths[0], widths, 2, (1, 2, 2, 2), cells)

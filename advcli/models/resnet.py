@@ -29,9 +29,9 @@ class BasicBlock(nn.Module):
 class ResNet18(Network):
     """64-128-256-512 channels, two blocks a stage (features (N, 512, H/8, W/8) at width 1)."""
 
-    def __init__(self, channels: int, num_classes: int, width: float = 1.0) -> None:
+    def __init__(self, channels: int, num_classes: int, width: float = 1.0, cells: int = 1) -> None:
         widths = [scaled(c, width) for c in (64, 128, 256, 512)]
-        super().__init__(channels, num_classes, widths[-1])
+        super().__init__(channels, num_classes, widths[-1], cells)
         self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         for s, (inputs, outputs) in enumerate(zip([widths[0], *widths], widths, strict=False)):
@@ -41,3 +41,6 @@ class ResNet18(Network):
 
     def run_block(self, name: str, x: Tensor) -> Tensor:
         return F.relu(self.bn1(self.conv1(x))) if name == "stem" else super().run_block(name, x)
+
+    def block_channels(self, name: str) -> int:
+        return self.conv1.out_channels if name == "stem" else super().block_channels(name)

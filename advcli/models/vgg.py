@@ -13,8 +13,8 @@ _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 class VGG16(Network):
     """64-128-256-512-512 channels (features (N, 512, H/32, W/32)); max pooling before stages 2 to 5 and, as block `pool`, the last."""
 
-    def __init__(self, channels: int, num_classes: int, width: float = 1.0) -> None:
-        super().__init__(channels, num_classes, scaled(512, width))
+    def __init__(self, channels: int, num_classes: int, width: float = 1.0, cells: int = 1) -> None:
+        super().__init__(channels, num_classes, scaled(512, width), cells)
         inputs = channels
         for s, (stage_width, convolutions) in enumerate(_STAGES):
             stage = []
@@ -31,3 +31,6 @@ class VGG16(Network):
         if name.endswith(".0") and name != "layer1.0":
             x = F.max_pool2d(x, 2)
         return super().run_block(name, x)
+
+    def block_channels(self, name: str) -> int:
+        return self.feature_channels if name == "pool" else super().block_channels(name)

@@ -16,9 +16,9 @@ class WideResNet(PreActNetwork):
     Convolutions start from N(0, 2 / (k k out)), as in the authors' and in TRADES' networks.
     """
 
-    def __init__(self, channels: int, num_classes: int, width: float = 1.0, *, depth: int, factor: int) -> None:
+    def __init__(self, channels: int, num_classes: int, width: float = 1.0, cells: int = 1, *, depth: int, factor: int) -> None:
         widths = [scaled(c * factor, width) for c in (16, 32, 64)]
-        super().__init__(channels, num_classes, scaled(16, width), widths, (depth - 4) // 6, (1, 2, 2))
+        super().__init__(channels, num_classes, scaled(16, width), widths, (depth - 4) // 6, (1, 2, 2), cells)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, math.sqrt(2 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels)))

@@ -44,8 +44,8 @@ class Awp(Objective):
     def observe(self, model: Network, batch: Batch) -> dict[str, Tensor]:
         return self.inner.observe(model, batch)
 
-    def after_step(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> None:
-        self.inner.after_step(model, batch, crafted, moment)
+    def after_step(self, model: Network, batch: Batch, scored: LossParts, moment: Moment) -> None:
+        self.inner.after_step(model, batch, scored, moment)
 
     @contextmanager
     def perturbed(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> Iterator[None]:
@@ -63,8 +63,8 @@ class Awp(Objective):
             _add(weights, shifts, -1.0)  # the same shift, so that the optimiser's step is kept
 
     def _shifts(self, model: Network, weights: list[nn.Parameter], batch: Batch, crafted: Crafted, moment: Moment) -> list[Tensor]:
-        """The ascent direction of each weight at length gamma |w|; the probing pass leaves batch norm as it was."""
-        with batch_norm_state_kept(model):
+        """The ascent direction of each weight at length gamma |w|; the probing pass leaves all batch norm as it was."""
+        with batch_norm_state_kept(model), batch_norm_state_kept(self.inner):
             total = self.inner.loss(model, batch, crafted, moment).total
             gradients = torch.autograd.grad(total, weights, allow_unused=True)
         return [self._shift(w.detach(), g) for w, g in zip(weights, gradients, strict=True)]

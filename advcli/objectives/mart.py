@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcli.attacks import Threat
-from advcli.attacks.losses import kl, over_heads
-from advcli.data import Batch, Moment
-from advcli.models import Network
-from advcli.objectives.objective import AdversarialObjective, Crafted, LossParts, trace_pair
-from advcli.recipe.schema import Craft, Mart
+from advcli.attacks.losses import kl
+from advcli.objectives.objective import AdversarialObjective
+from advcli.objectives.parts import LossParts, by_head
+from advcli.objectives.passes import Passes
+from advcli.recipe.schema import Mart, Recipe
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -27,22 +26,32 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return (F.nll_loss(log_p, y, reduction="none") - log_rest).mean()
 
 
-def weighted_kl(clean: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
-    """Batch mean of KL(p(x) || p(x_adv)) * (1 - p_y(x)) (eq. 11); the weight is not detached, as in the authors' code."""
-    doubt = 1 - clean.softmax(1).gather(1, y[:, None])[:, 0]
-    return (kl(adversarial, clean) * doubt).mean()
+def doubt(clean: Tensor, y: Tensor) -> Tensor:
+    """(N,) 1 - p_y(x) from clean logits (N, K); not detached, as in the authors' code."""
+    return 1 - clean.softmax(1).gather(1, y[:, None])[:, 0]
+
+
+def weighted_kl(clean: Tensor, adversarial: Tensor, weight: Tensor) -> Tensor:
+    """Batch mean of KL(p(x) || p(x_adv)) * weight (N,), which is the doubt of the clean image (eq. 11)."""
+    return (kl(adversarial, clean) * weight).mean()
 
 
 class MartObjective(AdversarialObjective):
-    """Boosted CE at x_adv + beta * the KL weighted by how unsure the network is of the clean image."""
+    """Boosted CE at x_adv + beta * the KL weighted by how unsure the network is of the clean image.
 
-    def __init__(self, part: Mart, threat: Threat, craft: Craft, step_size: float) -> None:
-        super().__init__(threat, craft, step_size, float(part.aux_weight))
+    Where gates are, their labels make the decision sure of itself and its doubt almost 0; the doubt is then that of the
+    first auxiliary head, which no gate precedes. That is ours: CAS's code takes the decision's for all heads.
+    """
+
+    def __init__(self, recipe: Recipe, part: Mart) -> None:
+        super().__init__(recipe)
         self.beta = float(part.beta)
         self.batch_norm = part.batch_norm
 
-    def loss(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> LossParts:
-        clean, adversarial = trace_pair(model, batch.images, crafted.x_adv, self.batch_norm)
-        boosted = over_heads(lambda logits: boosted_cross_entropy(logits, batch.labels), adversarial, aux_weight=self.aux_weight)
-        weighted = over_heads(lambda c, a: weighted_kl(c, a, batch.labels), clean, adversarial, aux_weight=self.aux_weight)
-        return LossParts(boosted + self.beta * weighted, {"bce": boosted.detach(), "weighted_kl": weighted.detach()})
+    def base(self, passes: Passes) -> LossParts:
+        clean, adversarial = passes.pair(self.batch_norm)
+        y = passes.batch.labels
+        weight = doubt((*clean.aux_logits, clean.logits)[0], y)
+        boosted = by_head("bce", lambda logits: boosted_cross_entropy(logits, y), adversarial, aux_weight=self.aux_weight)
+        weighted = by_head("weighted_kl", lambda c, a: weighted_kl(c, a, weight), clean, adversarial, aux_weight=self.aux_weight)
+        return LossParts(boosted.total + self.beta * weighted.total, boosted.parts | weighted.parts)

@@ -5,25 +5,27 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from advcli.attacks import Threat
-from advcli.attacks.losses import over_heads
-from advcli.data import Batch, Moment
-from advcli.models import Network
-from advcli.objectives.objective import AdversarialObjective, Crafted, LossParts
-from advcli.recipe.schema import Craft, PgdAt
+from advcli.objectives.objective import AdversarialObjective
+from advcli.objectives.parts import LossParts, by_head
+from advcli.objectives.passes import Passes
+from advcli.recipe.schema import PgdAt, Recipe
 
 
 class PgdAtObjective(AdversarialObjective):
-    """min over weights of the mean CE at x_adv. clean_pass: Rice et al. 2020's code also shows batch norm the clean images each step."""
+    """min over weights of the mean CE at x_adv, summed over heads where gates add some (CAS; AGAIN, eq. 7).
 
-    def __init__(self, part: PgdAt, threat: Threat, craft: Craft, step_size: float) -> None:
-        super().__init__(threat, craft, step_size, float(part.aux_weight))
+    clean_pass: Rice et al. 2020's code also shows batch norm the clean images each step.
+    """
+
+    learns_from_clean = False
+
+    def __init__(self, recipe: Recipe, part: PgdAt) -> None:
+        super().__init__(recipe)
         self.clean_pass = part.clean_pass
 
-    def loss(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> LossParts:
+    def base(self, passes: Passes) -> LossParts:
         if self.clean_pass:
             with torch.no_grad():
-                model.trace(batch.images)
-        output = model.trace(crafted.x_adv)
-        total = over_heads(lambda logits: F.cross_entropy(logits, batch.labels), output, aux_weight=self.aux_weight)
-        return LossParts(total, {"ce_adv": total.detach()})
+                _ = passes.clean
+        y = passes.batch.labels
+        return by_head("ce_adv", lambda logits: F.cross_entropy(logits, y), passes.adversarial, aux_weight=self.aux_weight)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from advcli.attacks.losses import over_heads
 from advcli.data import Batch, Moment
 from advcli.models import Network
-from advcli.objectives.objective import Crafted, LossParts, Objective
+from advcli.objectives.objective import Objective
+from advcli.objectives.parts import Crafted, LossParts, by_head
+from advcli.objectives.passes import Passes
+from advcli.recipe.schema import Standard
 
 
 class StandardTraining(Objective):
-    def __init__(self, aux_weight: float) -> None:
+    """Mean CE(f(x), y), summed over heads where gates add some."""
+
+    def __init__(self, part: Standard) -> None:
         super().__init__()
-        self.aux_weight = aux_weight
+        self.aux_weight = float(part.aux_weight)
 
     def loss(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> LossParts:
-        output = model.trace(batch.images)
-        total = over_heads(lambda logits: F.cross_entropy(logits, batch.labels), output, aux_weight=self.aux_weight)
-        return LossParts(total, {"ce": total.detach()})
+        passes = Passes(model, batch, batch.images, moment)
+        ce = by_head("ce", lambda logits: F.cross_entropy(logits, batch.labels), passes.clean, aux_weight=self.aux_weight)
+        return ce._replace(parts=ce.parts | passes.notes)

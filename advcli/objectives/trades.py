@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcli.attacks import Threat
-from advcli.attacks.losses import kl, over_heads
-from advcli.data import Batch, Moment
-from advcli.models import Network
-from advcli.objectives.objective import AdversarialObjective, Crafted, LossParts, trace_pair
-from advcli.recipe.schema import Craft, Trades
+from advcli.attacks.losses import kl
+from advcli.objectives.objective import AdversarialObjective
+from advcli.objectives.parts import LossParts, by_head
+from advcli.objectives.passes import Passes
+from advcli.recipe.schema import Recipe, Trades
 
 
 def robust_regulariser(clean: Tensor, adversarial: Tensor) -> Tensor:
@@ -25,13 +24,14 @@ class TradesObjective(AdversarialObjective):
     batch norm counts it.
     """
 
-    def __init__(self, part: Trades, threat: Threat, craft: Craft, step_size: float) -> None:
-        super().__init__(threat, craft, step_size, float(part.aux_weight))
+    def __init__(self, recipe: Recipe, part: Trades) -> None:
+        super().__init__(recipe)
         self.beta = float(part.beta)
         self.batch_norm = part.batch_norm
 
-    def loss(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> LossParts:
-        clean, adversarial = trace_pair(model, batch.images, crafted.x_adv, self.batch_norm)
-        natural = over_heads(lambda logits: F.cross_entropy(logits, batch.labels), clean, aux_weight=self.aux_weight)
-        robust = over_heads(robust_regulariser, clean, adversarial, aux_weight=self.aux_weight)
-        return LossParts(natural + self.beta * robust, {"ce": natural.detach(), "kl": robust.detach()})
+    def base(self, passes: Passes) -> LossParts:
+        clean, adversarial = passes.pair(self.batch_norm)
+        y = passes.batch.labels
+        natural = by_head("ce", lambda logits: F.cross_entropy(logits, y), clean, aux_weight=self.aux_weight)
+        robust = by_head("kl", robust_regulariser, clean, adversarial, aux_weight=self.aux_weight)
+        return LossParts(natural.total + self.beta * robust.total, natural.parts | robust.parts)

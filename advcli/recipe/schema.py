@@ -52,12 +52,115 @@ class Threat(Part):
     eps: Positive = Number(8 / 255, "8/255")
 
 
+Sites = Annotated[tuple[str, ...], Field(min_length=1)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+
+
+class GatePart(Part):
+    """What all gates have."""
+
+    at: Sites = Field(("features",), description="blocks (layer4.0), stages (layer4: its last block) or features, the input of pooling")
+    open: Flag = Field(False, description="an auxiliary head alone, whose gate never closes: the control of what the gate itself does")
+
+
+class ReverseAttention(GatePart):
+    """Channels times the classifier's own row of the selected class (ANCRA); no parameters."""
+
+    name: Literal["reverse-attention"]
+
+
+class ChannelSuppression(GatePart):
+    """CAS: channels times the row of a probe of the gate's own."""
+
+    name: Literal["channel-suppression"]
+
+
+class AttributionSpan(GatePart):
+    """AGAIN: in training alpha of the label's row and 1 - alpha of a shuffled label's."""
+
+    name: Literal["attribution-span"]
+    alpha: Annotated[Number, Field(ge=0.5, le=1)] = Number(0.6, "0.6")
+    distinct: Flag = Field(False, description="shuffled labels never equal the true ones, unlike the authors'")
+
+
+class ChannelPrompt(GatePart):
+    """StayFocused: channels times class prototypes, chosen by cosine; in training the label's and the top classes' of the clean twin."""
+
+    name: Literal["channel-prompt"]
+    alpha: Share = Number(0.5, "0.5")
+    top_k: Count = 2
+    prototypes: Literal["mean", "classifier"] = Field("mean", description="moving class means of clean features, or the classifier's rows")
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(Number(0.99, "0.99"), description="of the moving means")
+    temperature: Positive = Field(Number(0.1, "0.1"), description="turns cosines into auxiliary logits")
+
+
+Gate = Annotated[ReverseAttention | ChannelSuppression | AttributionSpan | ChannelPrompt, Field(discriminator="name")]
+
+
+class HybridStatistics(Part):
+    """Hybrid feature fusion (AGAIN): a map's channel statistics mixed with another image's, in training only."""
+
+    name: Literal["hybrid-statistics"]
+    at: Sites = ("features",)
+
+
 class Model(Part):
     arch: ArchName
     width: Positive = Field(Number(1.0, "1.0"), description="multiplies the channels of every stage")
     init: str | None = Field(None, description="checkpoint whose weights training starts from")
     mean: tuple[Number, ...] | None = Field(None, description="normalisation inside the model, a value a channel; left out: none")
     std: tuple[Positive, ...] | None = None
+    cells: Literal[1, 2, 4] = Field(1, description="side of the grid of cells that the head pools to; 2 in ANCRA's Tiny-ImageNet network")
+    gates: tuple[Gate, ...] = ()
+    fusion: HybridStatistics | None = None
+
+
+class NegativeContrast(Part):
+    """ANC (ANCRA): pushes an image and one of another class apart where both are predicted alike."""
+
+    name: Literal["negative-contrast"]
+    weight: NonNegative = Number(3.0, "3.0")
+    alpha: Share = Field(Number(1.0, "1.0"), description="share of the push that moves the negative; 1 freezes the image's side")
+    negatives: Literal["random", "soft", "hard", "targeted"] = Field("targeted", description="how negatives are found, ANCRA's table I")
+    warmup: CountOrZero = Field(10, description="epochs in which soft and hard sample at random")
+
+
+class HypersphereContrast(Part):
+    """SHC (StayFocused): adversarial features near their clean twin's on the sphere, by an angular margin, and far from others'."""
+
+    name: Literal["hypersphere-contrast"]
+    weight: NonNegative = Number(1.0, "1.0")
+    similarity: Literal["angular", "infonce", "cosine"] = Field(
+        "angular", description="angular: a margin on the positive; infonce: none; cosine: 1 - cos, no negatives"
+    )
+    margin: Literal[1, 2, 3, 4] = Field(2, description="multiplies the angle to the clean twin; the paper names none")
+    temperature: Positive = Field(Number(0.1, "0.1"), description="the paper names none")
+    negatives: Literal["other-class", "all"] = Field("other-class", description="all: the paper's eq. 10, same-class images too")
+    natural_gradient: Flag = Field(False, description="whether the clean side moves too")
+
+
+class MaskedView(Part):
+    """StayFocused's clean branch: a second encoder that predicts the same for an image and for masked views of it."""
+
+    name: Literal["masked-view"]
+    weight: NonNegative = Number(1.0, "1.0")
+    ratios: Annotated[tuple[Fraction, ...], Field(min_length=1, max_length=3)] = Field(
+        (Number(0.5, "0.5"),), description="share of patches masked in each view; 1 to 3 views, for 2 to 4 heads"
+    )
+    patch: Count = Field(4, description="side of a patch in pixels")
+    clean_weight: NonNegative = Field(
+        Number(1.0, "1.0"), description="of the clean cross-entropy, without which the branch collapses (ours)"
+    )
+
+
+Term = Annotated[NegativeContrast | HypersphereContrast | MaskedView, Field(discriminator="name")]
+Terms = tuple[Term, ...]
+
+
+class Ramp(Part):
+    """Steps with gates and fusion, the others without: their share grows from 0 in epoch 1 to 1 in epoch `epochs` (AGAIN 4.3)."""
+
+    epochs: Annotated[int, Field(ge=2, strict=True)]
 
 
 class Awp(Part):
@@ -80,6 +183,8 @@ class PgdAt(Part):
     name: Literal["pgd-at"]
     aux_weight: NonNegative = Field(Number(1.0, "1.0"), description="weight of the mean loss of auxiliary heads, where a network has some")
     clean_pass: Flag = Field(False, description="a clean forward that only moves batch-norm statistics, as in Rice et al. 2020's code")
+    terms: Terms = ()
+    ramp: Ramp | None = None
     wrapper: Awp | None = None
 
 
@@ -92,6 +197,8 @@ class Trades(Part):
     batch_norm: Literal["separate", "joint"] = Field(
         "separate", description="statistics of clean and adversarial images: two passes or one batch"
     )
+    terms: Terms = ()
+    ramp: Ramp | None = None
     wrapper: Awp | None = None
 
 
@@ -102,10 +209,37 @@ class Mart(Part):
     beta: NonNegative = Number(5.0, "5.0")
     aux_weight: NonNegative = Number(1.0, "1.0")
     batch_norm: Literal["separate", "joint"] = "separate"
+    terms: Terms = ()
+    ramp: Ramp | None = None
     wrapper: Awp | None = None
 
 
-Objective = Annotated[Standard | PgdAt | Trades | Mart, Field(discriminator="name")]
+class Distillation(Part):
+    """weight * the distance between what the student says of adversarial and the teacher of clean images (ARREST, eq. 3 and 4)."""
+
+    name: Literal["angular", "squared", "attention-map", "logit"] = Field(description="angular is the paper's; the others are its rivals")
+    weight: NonNegative = Field(Number(50.0, "50"), description="lambda; 50 is the paper's for angular")
+
+
+class Replay(Part):
+    """Images whose features have left the teacher's are shown with noise in place of an attack (ARREST, eq. 5)."""
+
+    angle: Annotated[Number, Field(gt=0, le=90)] = Field(Number(30.0, "30"), description="degrees; larger is more robust and less accurate")
+    until: Count = Field(10, description="epochs of replay, from the first")
+    input: Literal["noise", "clean"] = Field("noise", description="clean is the variant that the paper found not to work")
+
+
+class Arrest(Part):
+    """Adversarial finetuning, with what holds the features near the pretrained network's (Suzuki et al. 2023). Both left out: AFT alone."""
+
+    name: Literal["arrest"]
+    distillation: Distillation | None = None
+    replay: Replay | None = None
+    aux_weight: NonNegative = Number(1.0, "1.0")
+    wrapper: Awp | None = None
+
+
+Objective = Annotated[Standard | PgdAt | Trades | Mart | Arrest, Field(discriminator="name")]
 
 
 class Craft(Part):
@@ -222,6 +356,11 @@ def step_size(recipe: Recipe) -> float:
     return float(given) if given is not None else float(recipe.threat.eps) / 4
 
 
+def head_weight(recipe: Recipe) -> float:
+    """Weight of the mean loss of auxiliary heads, where the network has some."""
+    return float(recipe.objective.aux_weight)
+
+
 Problem = tuple[Path, str]
 
 
@@ -259,13 +398,54 @@ def _check_model(r: Recipe) -> Iterator[Problem]:
         yield ("model", "std"), f"{len(r.model.std)} values, but mean has {len(r.model.mean)}"
 
 
+def _check_gates(r: Recipe) -> Iterator[Problem]:
+    sites = [(number, site) for number, gate in enumerate(r.model.gates) for site in gate.at]
+    for position, (number, site) in enumerate(sites):
+        if site in [other for _, other in sites[:position]]:
+            yield ("model", "gates", number, "at"), f"two gates at {site}: the second would read what the first has gated"
+    for number, gate in enumerate(r.model.gates):
+        if isinstance(gate, ChannelPrompt) and gate.prototypes == "classifier" and r.model.cells > 1:
+            yield ("model", "gates", number, "prototypes"), "rows of a classifier over cells are no class prototypes: use mean, or cells 1"
+    if r.model.fusion and len(set(r.model.fusion.at)) != len(r.model.fusion.at):
+        yield ("model", "fusion", "at"), "a site is named twice"
+    if r.model.fusion and isinstance(r.objective, Standard):
+        yield ("model", "fusion"), "objective standard knows no fusion: use pgd-at, trades or mart"
+
+
+def _check_terms(r: Recipe) -> Iterator[Problem]:
+    if not isinstance(r.objective, PgdAt | Trades | Mart):
+        return
+    names = [term.name for term in r.objective.terms]
+    for number, term in enumerate(r.objective.terms):
+        if term.name in names[:number]:
+            yield ("objective", "terms", number, "name"), f"{term.name} is named twice"
+        if isinstance(term, HypersphereContrast) and term.similarity != "angular" and "margin" in term.model_fields_set:
+            yield ("objective", "terms", number, "margin"), f"similarity {term.similarity} has no margin"
+    if r.objective.ramp:
+        if not r.model.gates and not r.model.fusion:
+            yield ("objective", "ramp"), "there is nothing to ramp up: the model has neither gates nor a fusion"
+        elif r.objective.ramp.epochs > r.schedule.epochs:
+            yield ("objective", "ramp", "epochs"), f"the gates would not be on by the last epoch, {r.schedule.epochs}"
+
+
 def _check_craft(r: Recipe) -> Iterator[Problem]:
     if r.objective.name == "standard" and r.craft is not None:
         yield ("craft",), "objective standard trains on clean images and crafts nothing: remove this part"
     if r.craft and r.craft.loss == "kl" and r.craft.start == "none":
         yield ("craft", "start"), "the KL loss has no gradient at the clean image: use start normal or uniform"
     if r.objective.name == "standard" and r.objective.wrapper is not None:
-        yield ("objective", "wrapper"), "awp perturbs the weights of an adversarial objective: use pgd-at, trades or mart"
+        yield ("objective", "wrapper"), "awp perturbs the weights of an adversarial objective: use pgd-at, trades, mart or arrest"
+
+
+def _check_replay(r: Recipe) -> Iterator[Problem]:
+    replay = r.objective.replay if isinstance(r.objective, Arrest) else None
+    if replay and replay.until > r.schedule.epochs:
+        yield ("objective", "replay", "until"), f"{replay.until} epochs of replay, but training has {r.schedule.epochs}"
+    if replay and r.craft and r.craft.batch_norm == "train":
+        yield (
+            ("craft", "batch_norm"),
+            "replay leaves a part of each batch to craft, down to one image, too few for batch statistics: use eval",
+        )
 
 
 def _check_schedule(r: Recipe) -> Iterator[Problem]:
@@ -296,7 +476,10 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _check_threat,
     _check_data,
     _check_model,
+    _check_gates,
+    _check_terms,
     _check_craft,
+    _check_replay,
     _check_schedule,
     _check_select,
 )

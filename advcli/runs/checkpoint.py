@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,24 @@ def check_fit(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, 
         raise CheckpointError("the weights do not fit the network\n" + "\n".join(rows), where=where)
 
 
-def initialise_from(network: Network, path: Path) -> None:
-    """Copy the weights of a model file into a network of the same architecture (`model.init`)."""
+def initialise_from(network: Network, path: Path, architecture: Architecture, classes: Sequence[str]) -> None:
+    """Copy the weights of a model file into a network of the same architecture, normalisation and classes (`model.init`)."""
     loaded = load_network(path)
     state = loaded.network.state_dict()
     check_fit({k: tuple(t.shape) for k, t in network.state_dict().items()}, {k: tuple(t.shape) for k, t in state.items()}, str(path))
+    own, wanted = loaded.header["classes"], list(classes)
+    if own != wanted:
+        what = f"the checkpoint was trained on other classes: {_few(own)} instead of {_few(wanted)}"
+        raise CheckpointError(what, where=str(path), next="start from a checkpoint that was trained on this data set")
+    trained, given = ((a.mean, a.std) for a in (loaded.architecture, architecture))
+    if trained != given:
+        what = f"the checkpoint goes with another normalisation (mean, std): {trained} instead of {given}"
+        raise CheckpointError(what, where=str(path), next="give the recipe the model.mean and model.std of the checkpoint")
     network.load_state_dict(state)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
 
 
 def versions() -> dict[str, str]:

@@ -49,6 +49,11 @@ def newest(name: str) -> Path | None:
     return max(found)[1] if found else None
 
 
+def model_file(path: Path) -> Path:
+    """The model file that a path means: itself, or the selected weights of the run folder that it is."""
+    return path / "model.safetensors" if path.is_dir() else path
+
+
 def newest_checkpoint() -> Path:
     """The model.safetensors under runs/ that was written last."""
     found = sorted(RUNS.glob("**/model.safetensors"), key=lambda path: path.stat().st_mtime)

@@ -33,8 +33,8 @@ class FlopMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def passes(model: nn.Module) -> Iterator[Cost]:
-    """Images that go through the model's first convolution, forward and backward, inside the block."""
+def passes(*models: nn.Module) -> Iterator[Cost]:
+    """Images that go through the first convolution of the models, forward and backward, inside the block."""
     cost = Cost()
 
     def forward_hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -45,12 +45,13 @@ def passes(model: nn.Module) -> Iterator[Cost]:
     def backward_hook(gradient: Tensor) -> None:
         cost.backwards += len(gradient)
 
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    handle = first.register_forward_hook(forward_hook)
+    first = [next(module for module in model.modules() if isinstance(module, nn.Conv2d)) for model in models]
+    handles = [convolution.register_forward_hook(forward_hook) for convolution in first]
     try:
         yield cost
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()

@@ -23,6 +23,16 @@ class StoppedError(Exception):
     """A stop was asked for in mid-measurement."""
 
 
+def heads(model: Network, batch: Batch) -> dict[str, Tensor]:
+    """Of each gate of the deployed network (N,): `aux0`, whether its own decision is right, and `agree0`, whether it is the network's."""
+    if not model.gate_sites:
+        return {}
+    output = model.trace(batch.images)
+    named = {f"aux{number}": aux.argmax(1) for number, aux in enumerate(output.aux_logits)}
+    right = {name: decision == batch.labels for name, decision in named.items()}
+    return right | {name.replace("aux", "agree"): decision == output.logits.argmax(1) for name, decision in named.items()}
+
+
 def measure(
     model: Network,
     split: Split,
@@ -35,8 +45,9 @@ def measure(
 ) -> dict[str, float]:
     """{n, clean, robust}: fractions of the split under PGD of step eps / 4 from one uniform start, the same in every epoch.
 
-    A random start and one restart: good for comparing epochs, an upper bound as a robust accuracy. observe: an objective's
-    own values on clean images, whose means are added by name.
+    A random start and one restart: good for comparing epochs, an upper bound as a robust accuracy. Of gated networks also the
+    accuracy of each auxiliary head and how often it agrees with the decision. observe: an objective's own values on clean
+    images, whose means are added by name. Gates open by themselves, never by labels.
     """
     attack = Pgd(threat, attack_loss("ce"), steps=steps, step_size=threat.eps / 4)
     size = math.ceil(len(split) / math.ceil(len(split) / _CHUNK))
@@ -50,7 +61,7 @@ def measure(
             correct = torch.nonzero(~judge.decide(batch.images, batch.labels))[:, 0]
             clean += len(correct)
             with torch.no_grad():
-                for name, values in observe(model, batch).items():
+                for name, values in (heads(model, batch) | observe(model, batch)).items():
                     watched[name] = watched.get(name, 0.0) + float(values.double().sum())
             if len(correct):
                 images, labels, index = (t[correct] for t in batch)

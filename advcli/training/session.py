@@ -8,6 +8,7 @@ from pathlib import Path
 
 from advcli.data import Moment, batches
 from advcli.errors import CheckpointError, UsageError
+from advcli.models import Network
 from advcli.recipe import Recipe
 from advcli.runs import folder as folders
 from advcli.training.cost import forward_flops, passes
@@ -16,16 +17,32 @@ from advcli.training.loop import Outcome, Watcher, train
 from advcli.training.setup import assemble
 from advcli.training.step import training_step
 
+_COMMANDS = {"standard": ("pretrain",), "arrest": ("finetune",)}
+_FROM = "--from CKPT, such as the run folder that advcli pretrain recipes/standard.yaml makes"
+
 
 def check_command(recipe: Recipe, command: str) -> None:
-    """pretrain takes objective standard, adv-train any other; UsageError names the command that fits."""
-    fitting = "pretrain" if recipe.objective.name == "standard" else "adv-train"
-    if command != fitting:
+    """pretrain takes objective standard, finetune any but that, adv-train what may also start from random weights.
+
+    UsageError names the command that fits.
+    """
+    fitting = _COMMANDS.get(recipe.objective.name, ("adv-train", "finetune"))
+    if command not in fitting:
         raise UsageError(
             f"objective {recipe.objective.name} is not trained by {command}",
             where="objective.name",
-            next=f"advcli {fitting} with the same recipe",
+            next=f"advcli {fitting[0]} with the same recipe" + (f" and {_FROM}" if fitting[0] == "finetune" else ""),
         )
+
+
+def start_from(recipe: Recipe, path: Path | None) -> Recipe:
+    """The recipe with model.init set to a model file, or to that of a run folder; path left out, the recipe must have one."""
+    if path is not None:
+        init = str(folders.model_file(path))
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": init})})
+    if recipe.model.init is None:
+        raise UsageError("finetuning starts from trained weights, and none were named", where="--from", next=_FROM)
+    return recipe
 
 
 def run(recipe: Recipe, watcher: Watcher, *, out: Path | None, resume: bool, device: str) -> Outcome:
@@ -81,7 +98,8 @@ def dry_run(recipe: Recipe, *, device: str) -> DryRun:
     flops = forward_flops(parts.model, batch.images[:1])
     parts.model.train()
     started = time.monotonic()
-    with passes(parts.model) as cost:
+    teachers = [module for module in parts.objective.modules() if isinstance(module, Network)]
+    with passes(parts.model, *teachers) as cost:
         scalars = training_step(
             parts.model, parts.objective, parts.optimizer, batch, Moment(recipe.seed, 0, 0, 0.0), recipe.train.precision
         )

@@ -55,10 +55,11 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
             next="data.size=32 resizes and crops them",
         )
     mean, std = (tuple(map(float, v)) if v is not None else None for v in (recipe.model.mean, recipe.model.std))
-    architecture = Architecture(recipe.model.arch, float(recipe.model.width), len(data.classes), channels, height, mean, std)
+    part, classes = recipe.model, len(data.classes)
+    architecture = Architecture(part.arch, float(part.width), classes, channels, height, mean, std, part.cells, part.gates)
     model = build(architecture, recipe.seed)
     if recipe.model.init is not None:
-        checkpoint.initialise_from(model, Path(recipe.model.init))
+        checkpoint.initialise_from(model, Path(recipe.model.init), architecture, data.classes)
     model.to(device)
     data = DataSet(data.train.to(device), data.validation.to(device), data.classes)
     objective = build_objective(recipe).to(device)

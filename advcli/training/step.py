@@ -23,5 +23,5 @@ def training_step(
             optimizer.zero_grad(set_to_none=True)
             parts.total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        objective.after_step(model, batch, crafted, moment)
+        objective.after_step(model, batch, parts, moment)
     return {"loss": parts.total.detach(), **parts.parts}

@@ -30,7 +30,7 @@ def model(x: Tensor) -> Tensor:
 
 
 def trace(x: Tensor) -> ModelOutput:
-    return ModelOutput(model(x), (), x)
+    return ModelOutput(model(x), (), x, x)
 
 
 def examples() -> tuple[Tensor, Tensor]:
@@ -193,6 +193,6 @@ def test_dlr_losses_are_their_formulas() -> None:
     for name, value in (("dlr", dlr(z, y)), ("dlr-targeted", dlr_targeted(z, y, target))):
         expected = torch.stack([plain_loss(name, z[i], int(y[i]), int(target[i])) for i in range(200)])
         torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(attack_loss(name)(ModelOutput(z, (), z), y, {"target": target}), value, rtol=0, atol=0)
+        torch.testing.assert_close(attack_loss(name)(ModelOutput(z, (), z, z), y, {"target": target}), value, rtol=0, atol=0)
     torch.testing.assert_close(dlr(7 * z + 2, y), dlr(z, y), rtol=1e-9, atol=1e-9)  # what it was made for
     assert torch.equal(dlr(z, y) > 0, z.argmax(1) != y)

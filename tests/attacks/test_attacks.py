@@ -22,8 +22,8 @@ from advcli.attacks.pool import PooledAttack
 from advcli.data import Moment, batches, load_test, to_float
 from advcli.draws import Draws
 from advcli.models import Architecture, Network, build, frozen
-from advcli.objectives.pgd_at import PgdAtObjective
-from advcli.recipe import schema
+from advcli.objectives import build_objective
+from advcli.recipe import load, schema
 from advcli.training.cost import passes
 from advcli.training.step import training_step
 
@@ -119,7 +119,7 @@ def bench() -> Bench:
     digits = schema.Data(name="digits", validation=0)
     train, _ = load_test(digits, "train")
     network = build(Architecture("small-cnn", 0.25, 10, 1, 8), seed=0).train()
-    objective = PgdAtObjective(schema.PgdAt(name="pgd-at"), THREATS["linf"], schema.Craft(steps=3), 0.07)
+    objective = build_objective(load("quickstart", ["craft.steps=3", "craft.step_size=0.07"]))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(2):
         for batch in batches(train, batch_size=64, seed=0, epoch=epoch):

@@ -112,7 +112,7 @@ class Linear(nn.Module):
         return x.flatten(1).to(self.weight) @ self.weight + self.bias
 
     def trace(self, x: Tensor) -> ModelOutput:
-        return ModelOutput(self(x), (), x)
+        return ModelOutput(self(x), (), x, x)
 
 
 def pictures(n: int) -> Tensor:

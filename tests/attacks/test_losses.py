@@ -19,7 +19,7 @@ def logits(seed: int) -> Tensor:
 
 
 def output(heads: int, seed: int = 0) -> ModelOutput:
-    return ModelOutput(logits(seed), tuple(logits(seed + 1 + h) for h in range(heads)), torch.zeros(N, 1, 1, 1))
+    return ModelOutput(logits(seed), tuple(logits(seed + 1 + h) for h in range(heads)), torch.zeros(N, 1, 1, 1), torch.zeros(N, 1, 1, 1))
 
 
 def softmax(z: list[float]) -> list[float]:

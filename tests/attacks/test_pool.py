@@ -34,7 +34,7 @@ class Spied(nn.Module):
         return torch.tanh((x.flatten(1) - 0.5) @ self.first) @ self.second
 
     def trace(self, x: Tensor) -> ModelOutput:
-        return ModelOutput(self(x), (), x)
+        return ModelOutput(self(x), (), x, x)
 
 
 class Refusing(Judge):
@@ -155,7 +155,7 @@ def test_costs_of_an_example_that_breaks_at_a_known_step(success: int, forwards:
     """A success seen by the surrogate after s steps costs s + 1 forwards and backwards; after the last step only the judge looks."""
     model, x = Table(success), torch.zeros(3, 1, 2, 2)
     attack = Pgd(Threat("linf", 0.5), attack_loss("margin"), steps=5, step_size=0.01, start="none")
-    surrogate = Surrogate(lambda x: ModelOutput(model(x), (), x))
+    surrogate = Surrogate(lambda x: ModelOutput(model(x), (), x, x))
     job = Task(lambda pick: x[pick], torch.zeros(3, dtype=torch.int64), Draws(0, torch.arange(3), ""), {})
     (a,) = stream(attack, surrogate, Judge(model, chunk=4), job)
     assert a.forwards.tolist() == [forwards] * 3

@@ -46,7 +46,7 @@ class Steep(nn.Module):
         return z + ((10 * z).round() / 10 - z).detach() - z + z.detach() if self.rounded else z
 
     def trace(self, x: Tensor) -> ModelOutput:
-        return ModelOutput(self(x), (), x)
+        return ModelOutput(self(x), (), x, x)
 
 
 @each_norm

@@ -21,8 +21,15 @@ import advcli
 from advcli.cli.app import app
 from advcli.recipe import names, parse
 
-RECIPES = ["recipe", "recipe list", "recipe show", "recipe copy", "recipe validate", "recipe schema"]
-COMMANDS = ["pretrain", "adv-train", "attack", "compare", *RECIPES]
+COMMANDS = [
+    "pretrain",
+    "adv-train",
+    "finetune",
+    "attack",
+    "compare",
+    "recipe",
+    *(f"recipe {c}" for c in ("list", "show", "copy", "validate", "schema")),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -74,10 +81,10 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_help_lists_every_command() -> None:
     text = advcli_("--help").stdout
-    assert all(command in text for command in ("pretrain", "adv-train", "attack", "recipe"))
+    assert all(command in text for command in ("pretrain", "adv-train", "finetune", "attack", "recipe"))
 
 
-@pytest.mark.parametrize("command", ["pretrain", "adv-train", "attack"])
+@pytest.mark.parametrize("command", ["pretrain", "adv-train", "finetune", "attack"])
 def test_commands_that_compute_show_an_example_and_the_common_options(command: str) -> None:
     text = advcli_(command, "--help").stdout
     assert f"Example: advcli {command}" in " ".join(text.split())
@@ -99,7 +106,7 @@ def test_the_module_and_its_exit_code_are_real() -> None:
 
 # Training.
 
-TRAINERS = ["adv-train", "pretrain"]
+TRAINERS = ["adv-train", "pretrain", "finetune"]
 
 
 @pytest.mark.parametrize("command", [*TRAINERS, "recipe show", "recipe validate", "recipe copy"])

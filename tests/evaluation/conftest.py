@@ -34,6 +34,8 @@ def write_evaluation(
     data: str = "digits",
     seed: int = 0,
     sources: Sequence[str] = (),
+    head: str = "final",
+    gates: Sequence[str] = (),
 ) -> Path:
     """A finished evaluation; attacks: NAME=who is still right after that attack alone."""
     correct = np.array(clean, bool)
@@ -54,6 +56,7 @@ def write_evaluation(
         "threat": {"norm": norm, "eps": radius, "bounds": [0.0, 1.0]},
         "suite": suite,
         "seed": seed,
+        "architecture": {"gates": list(gates)},
         "digest": "d" * 64,
         **({"sources": list(sources)} if sources else {}),
     }
@@ -63,6 +66,8 @@ def write_evaluation(
         "threat": {"norm": norm, "eps": eps, "bounds": [0, 1]},
         "data": {"name": data},
         "split": split,
+        "head": head,
+        "gated": bool(gates),
         "suite": suite,
         "protocol": f"{suite}/{protocol}",
         "notes": [],

@@ -177,6 +177,8 @@ def test_of_several_under_one_condition_the_lowest_is_shown(made: Make, evaluati
         ({"split": "train"}, "on train images"),
         ({"data": "svhn"}, "on svhn, not digits"),
         ({"weights": "others"}, "it attacked other weights than those in model.safetensors"),
+        ({"head": "open"}, "it judged head open, not the deployed decision"),
+        ({"gates": ["reverse-attention"]}, "it judged the network with a gate put on it"),
     ],
 )
 def test_other_experiments_are_passed_over_and_said(made: Make, evaluation: Any, changes: dict[str, Any], why: str) -> None:

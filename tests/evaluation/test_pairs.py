@@ -87,6 +87,7 @@ def test_other_images_are_refused(pair: Callable[..., dict[str, Any]], changes: 
     ("changes", "note"),
     [
         ({"eps": "0.1"}, "another threat in 1 and 2: linf eps 0.15 and linf eps 0.1"),
+        ({"head": "open"}, "another head in 1 and 2: final and open"),
         ({"suite": "aa"}, "another suite in 1 and 2: quick and aa"),
         ({"protocol": "2 native"}, "another protocol in 1 and 2: quick/1 native and quick/2 native"),
         ({"sources": ["a" * 64]}, "another protocol in 1 and 2: quick/1 native and quick/1 native from aaaaaaaa"),

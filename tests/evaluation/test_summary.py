@@ -15,7 +15,7 @@ BOUND = 0.01
 
 
 def header(
-    *entries: tuple[str, str], suite: str = "aa", split: str = "test", classes: tuple[str, ...] = ("cat", "dog", "owl")
+    *entries: tuple[str, str], suite: str = "aa", split: str = "test", classes: tuple[str, ...] = ("cat", "dog", "owl"), gated: bool = False
 ) -> dict[str, Any]:
     return {
         "checkpoint": "net.safetensors",
@@ -27,6 +27,8 @@ def header(
         "bound": BOUND,
         "data": {"name": "digits"},
         "split": split,
+        "head": "final",
+        "gated": gated,
         "notes": [],
         "entries": [{"name": name, "on": on, "readings": [[name, 2**31]]} for name, on in entries],
     }
@@ -114,6 +116,12 @@ def test_flags_reach_the_verdict() -> None:
     assert report["robust"] == 0.7  # the worst case counts what the weaker attack found
     honest = ledger(margins, labels, **{"fgsm": strong, "pgd-20": weak})
     assert summarise(honest, header(("fgsm", "all"), ("pgd-20", "all"), suite="quick"))["verdict"] == "upper bound"
+
+
+def test_through_a_gate_any_suite_gives_an_upper_bound() -> None:
+    arrays = ledger(MARGINS, LABELS, a=[1, -1, -1, -1, None, -1])
+    assert summarise(arrays, header(("a", "all"), gated=True))["verdict"] == "upper bound"
+    assert summarise(arrays, header(("a", "all")))["verdict"] == "trustworthy"
 
 
 def test_training_images_give_an_upper_bound() -> None:

@@ -16,10 +16,13 @@ from advcli.errors import UsageError
 from advcli.models import Architecture, Network, build
 from advcli.models.build import _BACKBONES
 from advcli.models.network import scaled
-from advcli.recipe.schema import ARCHITECTURES
+from advcli.recipe.schema import ARCHITECTURES, AttributionSpan, ReverseAttention
 from advcli.training.cost import forward_flops
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # networks this small only lose time to threads that wait for each other
+
+RA = ReverseAttention(name="reverse-attention", at=("layer4.0", "layer4.1"))
+SPAN = AttributionSpan(name="attribution-span", at=("layer2",))
 
 # features at width 1, factor by which the sides shrink
 SHAPES = {
@@ -281,6 +284,7 @@ def test_build_is_fixed_by_its_seed_and_leaves_the_global_generator_alone(arch: 
     [
         Architecture("resnet18", 1.0, 10, 3, 32),
         Architecture("wrn-34-10", 0.1, 200, 1, 64, (0.1,), (0.3,)),
+        Architecture("preact-resnet18", 1.0, 200, 3, 64, cells=2, gates=(RA, SPAN)),
         Architecture("small-cnn", 1 / 3, 2, 3, 8, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     ],
 )
@@ -288,11 +292,26 @@ def test_a_header_gives_the_architecture_back(value: Architecture) -> None:
     assert Architecture.from_json(json.loads(json.dumps(value.to_json()))) == value
 
 
+def test_a_header_from_before_gates_is_one_without() -> None:
+    value = Architecture("small-cnn", 1.0, 10, 1, 8)
+    assert Architecture.from_json({k: v for k, v in value.to_json().items() if k not in ("cells", "gates")}) == value
+
+
 GOOD = Architecture("small-cnn", 0.25, 10, 1, 8, (0.5,), (0.5,)).to_json()
 
 
 @pytest.mark.parametrize(
-    "value", [None, [], "x", 3, {}, {**GOOD, "size": None}, *({k: v for k, v in GOOD.items() if k != key} for key in GOOD)]
+    "value",
+    [
+        None,
+        [],
+        "x",
+        3,
+        {},
+        {**GOOD, "size": None},
+        {**GOOD, "gates": [{"name": "sesame"}]},
+        *({k: v for k, v in GOOD.items() if k != key} for key in GOOD if key not in ("cells", "gates")),
+    ],
 )
 def test_what_describes_no_network_is_a_value_error(value: Any) -> None:
     with pytest.raises(ValueError, match="not the description of a network"):

@@ -9,24 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advcli.attacks import Threat
 from advcli.data import Batch, Moment
 from advcli.models import Architecture, Network, build
-from advcli.objectives import Crafted, Objective
+from advcli.objectives import Crafted, Objective, build_objective
 from advcli.objectives.awp import Awp
-from advcli.objectives.mart import MartObjective
-from advcli.objectives.pgd_at import PgdAtObjective
-from advcli.objectives.trades import TradesObjective
-from advcli.recipe import schema
+from advcli.recipe import load
 from advcli.training.device import autocast
 from advcli.training.step import training_step
 
 MOMENT = Moment(seed=0, epoch=5, step=50, progress=0.5)
-THREAT, CRAFT = Threat("linf", 0.1), schema.Craft(steps=2)
+SETTINGS = ["threat.eps=0.1", "craft.steps=2", "craft.step_size=0.05"]
 INNER = {
-    "pgd-at": lambda: PgdAtObjective(schema.PgdAt(name="pgd-at"), THREAT, CRAFT, 0.05),
-    "trades": lambda: TradesObjective(schema.Trades(name="trades"), THREAT, schema.Craft(steps=2, loss="kl", start="normal"), 0.05),
-    "mart": lambda: MartObjective(schema.Mart(name="mart"), THREAT, CRAFT, 0.05),
+    "pgd-at": lambda: build_objective(load("quickstart", SETTINGS)),
+    "trades": lambda: build_objective(load("quickstart", [*SETTINGS, "objective.name=trades", "craft.loss=kl", "craft.start=normal"])),
+    "mart": lambda: build_objective(load("quickstart", [*SETTINGS, "objective.name=mart"])),
 }
 each_inner = pytest.mark.parametrize("name", INNER)
 

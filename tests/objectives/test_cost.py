@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from advcli.data import Batch, Moment
-from advcli.models import Architecture, build
+from advcli.data import Batch, DataSet, Moment, Split
+from advcli.models import Architecture, Network, build
 from advcli.objectives import Objective, build_objective
 from advcli.recipe import Recipe
 from advcli.training.cost import FlopMeter, forward_flops, passes
@@ -14,10 +16,12 @@ from advcli.training.step import training_step
 
 N = 16
 MOMENT = Moment(0, 0, 0, 0.0)
+NO_IMAGES = Split(torch.empty(0), torch.empty(0), torch.empty(0))
 
 
 def objective(name: str, *, awp: bool) -> Objective:
-    part = {"name": name} | ({"wrapper": {"name": "awp"}} if awp else {})
+    part: dict[str, Any] = {"name": name} | ({"wrapper": {"name": "awp"}} if awp else {})
+    part |= {"distillation": {"name": "angular"}, "replay": {"until": 1}} if name == "arrest" else {}
     recipe = {"name": "test", "data": {"name": "cifar10"}, "model": {"arch": "resnet18"}, "objective": part}
     return build_objective(Recipe.model_validate({**recipe, "optim": {"lr": 0.1}, "schedule": {"epochs": 1}}))
 
@@ -32,6 +36,8 @@ FLOORS = [
     ("pgd-at", True, 20 + 3 + 3, 10 + 2, 10 + 2),
     ("trades", True, 21 + 6 + 6, 11 + 4, 10 + 4),
     ("mart", True, 20 + 6 + 6, 10 + 4, 10 + 4),
+    ("arrest", False, 20 + 3 + 1 + 1, 10 + 1 + 1 + 1, 10 + 1),  # the teacher's and the student's look at the clean images
+    ("arrest", True, 20 + 3 + 1 + 1 + 3, 10 + 2 + 1 + 1, 10 + 2),
 ]
 
 
@@ -42,9 +48,12 @@ def test_a_step_costs_its_floor(name: str, awp: bool, floor: int, forwards: int,
     generator = torch.Generator().manual_seed(0)
     batch = Batch(torch.rand(N, 3, 32, 32, generator=generator), torch.randint(10, (N,), generator=generator), torch.arange(N))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    one = forward_flops(model, batch.images)
-    with FlopMeter() as meter, passes(model) as seen:
-        training_step(model, objective(name, awp=awp), optimizer, batch, MOMENT, "fp32")
+    one = forward_flops(model.eval(), batch.images)  # in eval mode, since batch statistics that move would part it from its teacher
+    model.train()
+    made = objective(name, awp=awp)
+    made.setup(model, DataSet(NO_IMAGES, NO_IMAGES, ()))
+    with FlopMeter() as meter, passes(model, *(module for module in made.modules() if isinstance(module, Network))) as seen:
+        training_step(model, made, optimizer, batch, MOMENT, "fp32")
     assert meter.total / one == pytest.approx(floor, rel=0.01)
     assert (seen.forwards, seen.backwards) == (N * forwards, N * backwards)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from advcli.data import Batch, Moment
 from advcli.draws import Draws
+from advcli.gates import Selection
+from advcli.gates.fusion import Fusion
 from advcli.models import ModelOutput, Network
 from advcli.objectives import Crafted, Objective, build_objective
-from advcli.objectives.mart import boosted_cross_entropy, weighted_kl
+from advcli.objectives.mart import boosted_cross_entropy, doubt, weighted_kl
 from advcli.objectives.trades import robust_regulariser
 from advcli.recipe import Recipe
 
@@ -31,11 +33,11 @@ class Tiny(Network):
         self.second = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.Softplus())
         self.aux = nn.ModuleList(nn.Linear(6, K) for _ in range(heads))
 
-    def trace(self, x: Tensor) -> ModelOutput:
+    def trace(self, x: Tensor, select: Selection | None = None, fuse: Mapping[str, Fusion] | None = None) -> ModelOutput:
         low = self.first(x)
         high = self.second(low)
         aux = tuple(2 * head(low.mean((2, 3))) for head in self.aux)
-        return ModelOutput(4 * self.linear(high.mean((2, 3))), aux, high)
+        return ModelOutput(4 * self.linear(high.mean((2, 3))), aux, high, high)
 
 
 def tiny(heads: int = 0) -> Tiny:
@@ -63,7 +65,8 @@ def objective(name: str, *, norm: str = "linf", craft: dict[str, Any] | None = N
     return build_objective(Recipe.model_validate(recipe if craft is None else {**recipe, "craft": craft}))
 
 
-# The papers' formulas, one example and one probability at a time; y is the label, p and q the softmax at x and at x_adv.
+# The papers' formulas, one example and one probability at a time; y is the label, p and q the softmax at x and at x_adv. sure is the
+# clean softmax that MART takes its doubt from: the decision's, or the first auxiliary head's, which no label has gated.
 
 
 def formula_ce(z: Tensor, y: int) -> Tensor:
@@ -74,22 +77,22 @@ def formula_kl(p: Tensor, q: Tensor) -> Tensor:
     return sum(p[k] * (p[k] / q[k]).log() for k in range(len(p)))
 
 
-def formula_standard(clean: Tensor, adv: Tensor, y: int, beta: float) -> Tensor:
+def formula_standard(clean: Tensor, adv: Tensor, y: int, beta: float, sure: Tensor) -> Tensor:
     return formula_ce(clean, y)
 
 
-def formula_pgd_at(clean: Tensor, adv: Tensor, y: int, beta: float) -> Tensor:
+def formula_pgd_at(clean: Tensor, adv: Tensor, y: int, beta: float, sure: Tensor) -> Tensor:
     return formula_ce(adv, y)
 
 
-def formula_trades(clean: Tensor, adv: Tensor, y: int, beta: float) -> Tensor:
+def formula_trades(clean: Tensor, adv: Tensor, y: int, beta: float, sure: Tensor) -> Tensor:
     return formula_ce(clean, y) + beta * formula_kl(clean.softmax(0), adv.softmax(0))
 
 
-def formula_mart(clean: Tensor, adv: Tensor, y: int, beta: float) -> Tensor:
+def formula_mart(clean: Tensor, adv: Tensor, y: int, beta: float, sure: Tensor) -> Tensor:
     p, q = clean.softmax(0), adv.softmax(0)
     runner_up = max((q[k] for k in range(len(q)) if k != y), key=Tensor.item)
-    return -q[y].log() - (1 - runner_up).log() + beta * formula_kl(p, q) * (1 - p[y])
+    return -q[y].log() - (1 - runner_up).log() + beta * formula_kl(p, q) * (1 - sure[y])
 
 
 FORMULAS = {"standard": formula_standard, "pgd-at": formula_pgd_at, "trades": formula_trades, "mart": formula_mart}
@@ -102,8 +105,10 @@ def plain_total(name: str, model: Network, batch: Batch, x_adv: Tensor, *, aux_w
     """Mean over the batch of the formula on the decision + aux_weight * the mean of the formula on auxiliary heads."""
     clean, adv = model.trace(batch.images), model.trace(x_adv)
 
+    sure = (*clean.aux_logits, clean.logits)[0].softmax(1)
+
     def mean(c: Tensor, a: Tensor) -> Tensor:
-        return sum(FORMULAS[name](c[i], a[i], int(batch.labels[i]), beta) for i in range(len(c))) / len(c)
+        return sum(FORMULAS[name](c[i], a[i], int(batch.labels[i]), beta, sure[i]) for i in range(len(c))) / len(c)
 
     aux = [mean(c, a) for c, a in zip(clean.aux_logits, adv.aux_logits, strict=True)]
     total = mean(clean.logits, adv.logits)
@@ -144,9 +149,10 @@ def test_loss_and_gradient_are_the_papers(name: str, heads: int, aux_weight: flo
 @each_objective
 def test_logged_parts_add_up(name: str) -> None:
     batch, model = example(), tiny(1)
-    parts = objective(name).loss(model, batch, Crafted(nearby(batch)), MOMENT)
+    parts = objective(name, aux_weight=0.5).loss(model, batch, Crafted(nearby(batch)), MOMENT)
     weights = {"ce": 1, "ce_adv": 1, "bce": 1, "kl": BETA.get(name), "weighted_kl": BETA.get(name)}
-    assert_equal(sum(weights[key] * value for key, value in parts.parts.items()), parts.total.detach())
+    shares = {key: (0.5 if "aux" in key else 1) * weights[key.partition(".")[0]] for key in parts.parts}
+    assert_equal(sum(shares[key] * value for key, value in parts.parts.items()), parts.total.detach())
     assert not any(value.requires_grad for value in parts.parts.values())
 
 
@@ -170,7 +176,7 @@ def test_clean_branch_feels_the_regulariser(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     clean, adv = (torch.randn(4, K, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
     y = torch.tensor([0, 1, 2, 3])
-    ours = robust_regulariser(clean, adv) if name == "trades" else weighted_kl(clean, adv, y)
+    ours = robust_regulariser(clean, adv) if name == "trades" else weighted_kl(clean, adv, doubt(clean, y))
     weight = [1 if name == "trades" else 1 - clean[i].softmax(0)[y[i]] for i in range(4)]
     plain = sum(weight[i] * formula_kl(clean[i].softmax(0), adv[i].softmax(0)) for i in range(4)) / 4
     mine, theirs = (torch.autograd.grad(value, (clean, adv)) for value in (ours, plain))
@@ -184,7 +190,8 @@ def test_mart_stays_finite_at_extreme_logits(scale: float, dtype: torch.dtype) -
     """log(1 - p_k) of a p_k that rounds to 1 is still a number, with a gradient."""
     z = torch.tensor([[1.0, 0, -1], [-1.0, 1, 0], [1.0, 1, 1], [0.0, 0, 1]], dtype=dtype).mul_(scale).requires_grad_(True)
     y = torch.tensor([0, 0, 0, 1])
-    for value in (boosted_cross_entropy(z, y), weighted_kl(z, z.detach().flip(1), y), weighted_kl(z.detach().flip(1), z, y)):
+    other = z.detach().flip(1)
+    for value in (boosted_cross_entropy(z, y), weighted_kl(z, other, doubt(z, y)), weighted_kl(other, z, doubt(other, y))):
         (gradient,) = torch.autograd.grad(value, z, retain_graph=True)
         assert bool(torch.isfinite(value))
         assert bool(torch.isfinite(gradient).all())
@@ -220,7 +227,7 @@ def test_joint_is_the_formula_on_one_concatenated_pass() -> None:
     batch, model, twin = example(), tiny(), tiny()
     total = objective("trades", batch_norm="joint").loss(model, batch, Crafted(nearby(batch)), MOMENT).total
     both = twin(torch.cat([batch.images, nearby(batch)]))
-    rows = [formula_trades(both[i], both[N + i], int(batch.labels[i]), 6.0) for i in range(N)]
+    rows = [formula_trades(both[i], both[N + i], int(batch.labels[i]), 6.0, both[i]) for i in range(N)]
     assert_equal(total, sum(rows) / N)
 
 

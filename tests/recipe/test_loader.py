@@ -78,7 +78,7 @@ def test_the_good_recipe_is_good() -> None:
             "name: pgd-at",
             "name: pgdat",
             "pgdat",
-            "objective.name is one of standard, pgd-at, trades, mart; got 'pgdat' (did you mean pgd-at?)",
+            "objective.name is one of standard, pgd-at, trades, mart, arrest; got 'pgdat' (did you mean pgd-at?)",
         ),
         ("epochs: 110", "name: cosin, epochs: 110", "cosin", "(did you mean cosine?)"),
         ("name: awp", "name: awq", "awq", "objective.wrapper.name is one of awp; got 'awq' (did you mean awp?)"),
@@ -428,7 +428,9 @@ VALID = st.fixed_dictionaries(
         "train.ema": st.sampled_from(["0.999", "1/2", "1e-9"]),
         "train.save_every": positive,
         "objective": st.sampled_from(["{name: trades, beta: 6}", "{name: mart, beta: 1/3}", "{name: pgd-at, clean_pass: true}"]),
-        "schedule": st.sampled_from(["{name: cosine, epochs: 9, warmup: 1/2}", "{name: one-cycle, epochs: 3, peak: 1e-1}", "{epochs: 4}"]),
+        "schedule": st.sampled_from(
+            ["{name: cosine, epochs: 19, warmup: 1/2}", "{name: one-cycle, epochs: 13, peak: 1e-1}", "{epochs: 14}"]
+        ),
         "select.metric": st.sampled_from(["last", "clean", "pgd-20"]),
         "data.limit": st.integers(1001, 50_000).map(str),
     },
@@ -440,6 +442,8 @@ VALID = st.fixed_dictionaries(
 def test_dump_is_the_inverse_of_parse(name: str, changes: dict[str, str]) -> None:
     """Resolved and written, read again: the same recipe, the same text, the same JSON; fractions stay fractions."""
     text = find(name).read_text(encoding="utf-8")
+    if name == "again" and "objective" not in changes:
+        changes = {**changes, "objective.ramp.epochs": "13"}
     if name == "standard":
         changes = {key: value for key, value in changes.items() if key != "objective"}
     recipe = parse(text, overrides=["~craft.step_size"] * ("craft: {attack" in text) + [f"{key}={value}" for key, value in changes.items()])

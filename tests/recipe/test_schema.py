@@ -39,6 +39,9 @@ def problems(patch: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 AWP = {"name": "awp"}
+CAS, FUSION = {"name": "channel-suppression"}, {"name": "hybrid-statistics"}
+ANC, SHC = {"name": "negative-contrast"}, {"name": "hypersphere-contrast"}
+ARREST = {"name": "arrest", "replay": {"until": 10}}
 # The smallest change that makes no sense, where the fault lies, a piece of the message, and the nearest change that makes sense.
 COMBINATIONS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
     ({"threat": {"eps": "8"}}, "threat.eps", "did you mean 8/255?", {"threat": {"eps": "8/255"}}),
@@ -60,6 +63,18 @@ COMBINATIONS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
         "adversarial objective",
         {"objective": {"name": "mart", "wrapper": AWP}},
     ),
+    (
+        {"objective": {**ARREST, "replay": {"until": 11}}},
+        "objective.replay.until",
+        "11 epochs of replay, but training has 10",
+        {"objective": ARREST},
+    ),
+    (
+        {"objective": ARREST, "craft": {"batch_norm": "train"}},
+        "craft.batch_norm",
+        "too few for batch statistics",
+        {"objective": {"name": "arrest"}, "craft": {"batch_norm": "train"}},
+    ),
     ({"schedule": {"points": {1: 1, 11: 0.1}}}, "schedule.points.11", "after the last, 10", {"schedule": {"points": {1: 1, 10: 0.1}}}),
     ({"schedule": {"points": {2: 1}}}, "schedule.points", "epoch 1", {"schedule": {"points": {1: 1}}}),
     (
@@ -76,6 +91,54 @@ COMBINATIONS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
     ),
     ({"data": {"validation": 0}}, "data.validation", "needs a validation split", {"data": {"validation": 0}, "select": {"metric": "last"}}),
     ({"optim": {"momentum": 0, "nesterov": True}}, "optim.nesterov", "needs momentum", {"optim": {"momentum": 0.1, "nesterov": True}}),
+    (
+        {"model": {"gates": [CAS, {"name": "reverse-attention"}]}},
+        "model.gates.1.at",
+        "two gates at features",
+        {"model": {"gates": [CAS, {"name": "reverse-attention", "at": ["layer2"]}]}},
+    ),
+    (
+        {"model": {"cells": 2, "gates": [{"name": "channel-prompt", "prototypes": "classifier"}]}},
+        "model.gates.0.prototypes",
+        "no class prototypes",
+        {"model": {"cells": 2, "gates": [{"name": "channel-prompt", "prototypes": "mean"}]}},
+    ),
+    (
+        {"model": {"fusion": {**FUSION, "at": ["features", "features"]}}},
+        "model.fusion.at",
+        "named twice",
+        {"model": {"fusion": {**FUSION, "at": ["layer2", "features"]}}},
+    ),
+    (
+        {"model": {"fusion": FUSION}, "objective": {"name": "standard"}, "craft": None},
+        "model.fusion",
+        "knows no fusion",
+        {"model": {"gates": [CAS]}, "objective": {"name": "standard"}, "craft": None},
+    ),
+    (
+        {"objective": {"terms": [ANC, {**ANC, "alpha": 0.5}]}},
+        "objective.terms.1.name",
+        "negative-contrast is named twice",
+        {"objective": {"terms": [ANC, SHC]}},
+    ),
+    (
+        {"objective": {"terms": [{**SHC, "similarity": "infonce", "margin": 2}]}},
+        "objective.terms.0.margin",
+        "has no margin",
+        {"objective": {"terms": [{**SHC, "margin": 2}]}},
+    ),
+    (
+        {"objective": {"ramp": {"epochs": 5}}},
+        "objective.ramp",
+        "nothing to ramp up",
+        {"model": {"gates": [CAS]}, "objective": {"ramp": {"epochs": 5}}},
+    ),
+    (
+        {"model": {"gates": [CAS]}, "objective": {"ramp": {"epochs": 11}}},
+        "objective.ramp.epochs",
+        "not be on by the last epoch",
+        {"model": {"gates": [CAS]}, "objective": {"ramp": {"epochs": 10}}},
+    ),
 ]
 
 
@@ -114,6 +177,7 @@ def test_shipped_recipes_trigger_no_combination(name: str) -> None:
         ("pgd-at", {}, "ce", "uniform"),
         ("trades", {}, "kl", "normal"),
         ("mart", {}, "ce", "normal"),
+        ("arrest", {}, "ce", "uniform"),
         ("trades", {"loss": "ce"}, "ce", "normal"),
         ("mart", {"start": "none"}, "ce", "none"),
         ("trades", {"loss": "margin", "start": "uniform"}, "margin", "uniform"),
@@ -128,10 +192,19 @@ def test_crafting_is_the_objectives_own_where_left_out(objective: str, craft: di
         assert recipe(objective={"name": objective}) == recipe(objective={"name": objective}, craft={}), "no craft part is an empty one"
 
 
-@pytest.mark.parametrize("objective", ["pgd-at", "trades", "mart"])
+@pytest.mark.parametrize("objective", ["pgd-at", "trades", "mart", "arrest"])
 def test_an_empty_craft_part_is_one_that_is_left_out(objective: str) -> None:
     """`craft:` with nothing after it, which YAML reads as null, must not turn TRADES into another method."""
     assert recipe(objective={"name": objective}, craft=None) == recipe(objective={"name": objective})
+
+
+def test_arrest_is_plain_finetuning_where_both_constraints_are_left_out() -> None:
+    """And the papers' numbers are the defaults of what is there."""
+    plain = recipe(objective={"name": "arrest"}).objective
+    assert (plain.distillation, plain.replay) == (None, None)
+    assert plain == recipe(objective={"name": "arrest", "distillation": None, "replay": None}).objective
+    whole = recipe(objective={"name": "arrest", "distillation": {"name": "angular"}, "replay": {}}).objective
+    assert (whole.distillation.weight, whole.replay.angle, whole.replay.until, whole.replay.input) == (50, 30, 10, "noise")
 
 
 def test_standard_training_crafts_nothing() -> None:
@@ -200,6 +273,21 @@ def test_the_json_schema_is_closed_everywhere() -> None:
         ({"optim": {"momentum": 1}}, ("optim", "momentum"), "less_than"),
         ({"optim": {"weight_decay": -1e-4}}, ("optim", "weight_decay"), "greater_than_equal"),
         ({"optim": {"nesterov": 1}}, ("optim", "nesterov"), "bool_type"),
+        ({"objective": {"name": "arrest", "replay": {"angle": 0}}}, ("objective", "arrest", "replay", "angle"), "greater_than"),
+        ({"objective": {"name": "arrest", "replay": {"angle": 90.1}}}, ("objective", "arrest", "replay", "angle"), "less_than_equal"),
+        ({"objective": {"name": "arrest", "replay": {"until": 0}}}, ("objective", "arrest", "replay", "until"), "greater_than_equal"),
+        ({"objective": {"name": "arrest", "replay": {"input": "blur"}}}, ("objective", "arrest", "replay", "input"), "literal_error"),
+        ({"objective": {"name": "arrest", "distillation": {}}}, ("objective", "arrest", "distillation", "name"), "missing"),
+        (
+            {"objective": {"name": "arrest", "distillation": {"name": "kl"}}},
+            ("objective", "arrest", "distillation", "name"),
+            "literal_error",
+        ),
+        (
+            {"objective": {"name": "arrest", "distillation": {"name": "angular", "weight": -1}}},
+            ("objective", "arrest", "distillation", "weight"),
+            "greater_than_equal",
+        ),
         ({"train": {"ema": 1}}, ("train", "ema"), "less_than"),
         ({"train": {"batch_size": 0}}, ("train", "batch_size"), "greater_than_equal"),
         ({"model": {"width": 0}}, ("model", "width"), "greater_than"),

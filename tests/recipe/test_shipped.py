@@ -12,6 +12,7 @@ import typer
 from advcli.cli.app import app
 from advcli.errors import UsageError
 from advcli.recipe import dump, find, load, names, parse, shipped
+from advcli.training.schedule import factor
 from advcli.training.session import check_command
 
 
@@ -30,7 +31,7 @@ COMMANDS = [(name, line) for name in names() for line in commands(name)]
 
 
 def test_there_are_recipes() -> None:
-    assert {"quickstart", "standard", "pgd-at", "trades", "mart"} <= set(names())
+    assert {"quickstart", "standard", "pgd-at", "trades", "mart", "arrest"} <= set(names())
     assert names() == sorted(path.stem for path in shipped.directory().iterdir() if path.suffix == ".yaml")
 
 
@@ -55,6 +56,14 @@ def test_the_head_gives_the_command_that_trains_it(name: str) -> None:
     assert any(re.match(rf"advcli (pretrain|adv-train|finetune) recipes/{re.escape(name)}\.yaml(\s|$)", line) for line in commands(name))
 
 
+def test_arrest_has_the_papers_learning_rates() -> None:
+    """Section 5.2: 0.025, from epoch 11 on 0.02, then halved every two epochs."""
+    recipe = load("arrest")
+    rates = [float(recipe.optim.lr) * factor(recipe.schedule, step, 3) for step in range(3 * recipe.schedule.epochs)]
+    expected = [0.025] * 10 + [0.02] * 2 + [0.01] * 2 + [0.005] * 2 + [0.0025] * 2 + [0.00125] * 2
+    assert rates == pytest.approx([rate for rate in expected for _ in range(3)], rel=1e-12)
+
+
 @pytest.mark.parametrize(("name", "line"), COMMANDS, ids=[line for _, line in COMMANDS])
 def test_every_command_line_in_a_head_is_accepted(name: str, line: str) -> None:
     """The command line parser takes it, the recipe takes its overrides, and the command trains that objective. Nothing is run."""
@@ -64,7 +73,8 @@ def test_every_command_line_in_a_head_is_accepted(name: str, line: str) -> None:
     assert program == "advcli"
     if "recipe" in context.params:
         recipe = load(context.params["recipe"], context.params["overrides"] or [])
-        assert Path(context.params["recipe"]).stem == name, "a head speaks of its own recipe"
+        own = {name, "standard"} if command == "pretrain" else {name}
+        assert Path(context.params["recipe"]).stem in own, "a head speaks of its own recipe, and of the pretraining it starts from"
         check_command(recipe, command)
 
 

@@ -66,6 +66,7 @@ def test_the_header_holds_the_receipts(tmp_path: Path, tiny: Callable[..., Any],
     best = events[outcome.best_epoch]
     assert header["format"] == container.FORMAT
     expected = {"arch": "small-cnn", "width": 0.125, "num_classes": 10, "channels": 1, "size": 8, "mean": [0.5], "std": [0.25]}
+    expected |= {"cells": 1, "gates": []}
     assert header["architecture"] == expected
     assert header["classes"] == [str(digit) for digit in range(10)]
     assert header["data"]["name"] == "digits"
@@ -165,7 +166,7 @@ def test_training_starts_from_given_weights(tmp_path: Path) -> None:
     checkpoint.write_network(tmp_path / "net", network, BASE, receipts(BASE))
     fresh = build(BASE, seed=1)
     assert not torch.equal(fresh.linear.weight, network.linear.weight)
-    checkpoint.initialise_from(fresh, tmp_path / "net")
+    checkpoint.initialise_from(fresh, tmp_path / "net", BASE, receipts(BASE)["classes"])
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), network.state_dict().values(), strict=True))
 
 
@@ -174,12 +175,31 @@ def test_training_starts_from_given_weights(tmp_path: Path) -> None:
 )
 def test_other_networks_do_not_start_from_them(tmp_path: Path, change: dict[str, Any], row: str) -> None:
     checkpoint.write_network(tmp_path / "net", build(BASE), BASE, receipts(BASE))
-    other = build(Architecture(**{**BASE.to_json(), **change}))
+    wanted = Architecture(**{**BASE.to_json(), **change})
+    other = build(wanted)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(CheckpointError) as raised:
-        checkpoint.initialise_from(other, tmp_path / "net")
+        checkpoint.initialise_from(other, tmp_path / "net", wanted, receipts(wanted)["classes"])
     assert row in raised.value.what
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "classes", "row"),
+    [
+        ({}, ["0", "2", "1"], "other classes: 0, 1, 2 instead of 0, 2, 1"),
+        ({"mean": None, "std": None}, ["0", "1", "2"], "another normalisation (mean, std): ((0.5,), (0.25,)) instead of (None, None)"),
+    ],
+)
+def test_weights_that_fit_by_shape_alone_are_refused(tmp_path: Path, normalisation: dict[str, Any], classes: list[str], row: str) -> None:
+    checkpoint.write_network(tmp_path / "net", build(BASE), BASE, receipts(BASE))
+    wanted = Architecture(**{**BASE.to_json(), **normalisation})
+    other = build(wanted, seed=1)
+    before = other.linear.weight.clone()
+    with pytest.raises(CheckpointError) as raised:
+        checkpoint.initialise_from(other, tmp_path / "net", wanted, classes)
+    assert row in raised.value.what
+    assert torch.equal(other.linear.weight, before)
 
 
 @pytest.mark.parametrize("key", ["classes", "threat", "data"])

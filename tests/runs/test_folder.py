@@ -76,6 +76,12 @@ def test_newest_goes_by_number_and_by_the_whole_name() -> None:
     assert folder.newest("agai") is None
 
 
+def test_a_run_folder_does_for_its_model_file() -> None:
+    Path("runs/a").mkdir(parents=True)
+    assert folder.model_file(Path("runs/a")) == Path("runs/a/model.safetensors")
+    assert folder.model_file(Path("runs/a/last.safetensors")) == Path("runs/a/last.safetensors")
+
+
 def test_newest_checkpoint_goes_by_time() -> None:
     for age, name in ((30, "a"), (10, "b/deep"), (20, "c")):
         path = Path("runs") / name / "model.safetensors"

@@ -274,11 +274,19 @@ def test_training_starts_from_the_weights_that_are_named(tiny: Callable[..., Rec
 
 @pytest.mark.parametrize(
     ("command", "override", "other"),
-    [("pretrain", (), "adv-train"), ("adv-train", ("objective={name: standard}", "~craft"), "pretrain")],
+    [
+        ("pretrain", (), "adv-train"),
+        ("adv-train", ("objective={name: standard}", "~craft"), "pretrain"),
+        ("finetune", ("objective={name: standard}", "~craft"), "pretrain"),
+        ("adv-train", ("objective={name: arrest}",), "finetune"),
+        ("pretrain", ("objective={name: arrest}",), "finetune"),
+    ],
 )
 def test_a_command_takes_its_own_objectives(tiny: Callable[..., Recipe], command: str, override: Sequence[str], other: str) -> None:
     recipe = tiny(*override)
     session.check_command(recipe, other)
+    if recipe.objective.name == "pgd-at":
+        session.check_command(recipe, "finetune")
     with pytest.raises(UsageError) as raised:
         session.check_command(recipe, command)
     assert f"advcli {other}" in raised.value.next
@@ -294,7 +302,7 @@ def test_an_objective_that_moves_state_has_it_saved(
             super().__init__(*args)
             self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
-        def after_step(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> None:
+        def after_step(self, model: Network, batch: Batch, scored: LossParts, moment: Moment) -> None:
             self.count += len(batch.labels)
 
     from advcli.objectives import build

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from advcli.data import Batch, Moment
+from advcli.data import Batch, DataSet, Moment, Split
 from advcli.models import Architecture, Network, build
 from advcli.objectives import Objective, build_objective
 from advcli.recipe import Recipe
@@ -19,17 +19,22 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "pgd-at": {"name": "pgd-at"},
     "trades": {"name": "trades"},
     "mart": {"name": "mart"},
+    "arrest": {"name": "arrest", "distillation": {"name": "angular", "weight": 5}, "replay": {"until": 1}},
     "pgd-at+awp": {"name": "pgd-at", "wrapper": {"name": "awp", "gamma": 0.005}},
     "trades+awp": {"name": "trades", "wrapper": {"name": "awp", "gamma": 0.005}},
 }
 PARTS = {"standard": {"ce"}, "pgd-at": {"ce_adv"}, "trades": {"ce", "kl"}, "mart": {"bce", "weighted_kl"}}
+PARTS["arrest"] = {"ce_adv", "distillation", "replayed"}
 each_objective = pytest.mark.parametrize("name", OBJECTIVES)
 
 
-def objective(name: str) -> Objective:
+def objective(name: str, model: Network) -> Objective:
     recipe: dict[str, Any] = {"name": "test", "data": {"name": "digits"}, "threat": {"eps": 0.1}, "model": {"arch": "small-cnn"}}
     recipe |= {"objective": OBJECTIVES[name], "optim": {"lr": 0.1}, "schedule": {"epochs": 1}}
-    return build_objective(Recipe.model_validate(recipe if name == "standard" else {**recipe, "craft": {"steps": 2}}))
+    made = build_objective(Recipe.model_validate(recipe if name == "standard" else {**recipe, "craft": {"steps": 2}}))
+    none = Split(torch.empty(0), torch.empty(0), torch.empty(0))
+    made.setup(model, DataSet(none, none, ()))
+    return made
 
 
 def network() -> Network:
@@ -42,7 +47,7 @@ def example() -> Batch:
 
 
 def run(name: str, model: Network, steps: int, precision: str = "fp32") -> list[dict[str, torch.Tensor]]:
-    made, batch, optimizer = objective(name), example(), torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    made, batch, optimizer = objective(name, model), example(), torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     return [training_step(model, made, optimizer, batch, Moment(0, 0, step, 0.0), precision) for step in range(steps)]
 
 
@@ -75,7 +80,7 @@ def test_bf16_rounds_activations_and_not_weights(name: str) -> None:
     seen: list[torch.dtype] = []
     low.get_submodule("layer2.0").register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     run(name, exact, 1)
-    made, optimizer = objective(name), torch.optim.SGD(low.parameters(), lr=0.05, momentum=0.9)
+    made, optimizer = objective(name, low), torch.optim.SGD(low.parameters(), lr=0.05, momentum=0.9)
     training_step(low, made, optimizer, example(), Moment(0, 0, 0, 0.0), "bf16")
     assert set(seen) == {torch.bfloat16}
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in low.parameters())
@@ -111,7 +116,8 @@ class Recorder(Objective):
 
 def test_craft_score_step_then_state() -> None:
     """The weights move after scoring and before the objective's own state."""
-    made, model, batch = Recorder(objective("pgd-at")), network(), example()
+    model, batch = network(), example()
+    made = Recorder(objective("pgd-at", model))
     training_step(model, made, torch.optim.SGD(model.parameters(), lr=0.1), batch, Moment(0, 0, 0, 0.0), "fp32")
     assert made.calls == ["craft", "loss", "after_step"]
     before, scored, after = made.weights

@@ -1,0 +1,38 @@
+"""Rows of the whole batch where several processes each hold a part of it.
+
+Whatever couples examples (shuffled labels, mixed statistics, negatives, contrasts, class means) couples those of the whole
+batch, so that training does not depend on the number of processes. With one process these functions do nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def whole(rows: Tensor) -> Tensor:
+    """rows (N, ...) of this process to (P N, ...) of all, in the order of their ranks; every process has as many.
+
+    Gradients flow back to the process whose rows they are, summed over all losses.
+    """
+    if processes() == 1:
+        return rows
+    if rows.requires_grad:
+        return torch.cat(tuple(all_gather(rows.contiguous())))  # type: ignore[no-untyped-call]
+    parts = [torch.empty_like(rows) for _ in range(processes())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def own(rows: Tensor) -> Tensor:
+    """This process's part (N, ...) of rows (P N, ...) of all."""
+    if processes() == 1:
+        return rows
+    n = len(rows) // processes()
+    return rows[dist.get_rank() * n :][:n]
