@@ -117,13 +117,13 @@ def _not_deployed(found: Evaluation, model: dict[str, Any] | None) -> str:
     """In what the network that was judged is not the run's model as it is deployed; empty where it is."""
     identity = found.header["identity"]
     if found.report["head"] != "final":
-        return f"it judged head {found.report['head']}, not the deployed decision"
+        return f"it judged head {found.report['head']}, not the decision"
     if model is None:
         return ""
     if identity["tensors_sha256"] != model["tensors_sha256"]:
         return "it attacked other weights than those in model.safetensors"
     put, own = ((part.get("architecture") or {}).get("gates") or [] for part in (identity, model))
-    return "" if put == own else "it judged the network with a gate put on it"
+    return "" if put == own else "a gate was put on the network for it"
 
 
 def _evaluation_folders(folder: Path) -> Iterator[Path]:

@@ -105,8 +105,12 @@ def differences(a: Recipe, b: Recipe) -> list[tuple[tuple[str, ...], object, obj
 
 
 def method(recipe: Recipe) -> str:
-    """SHA-256 of a recipe but for its seed: runs of one method are repetitions of one another."""
-    return digest(recipe.model_copy(update={"seed": 0}))
+    """SHA-256 of a recipe but for its seed and the path of the checkpoint it starts from, which has a seed of its own.
+
+    Runs of one method are repetitions of one another.
+    """
+    start = "" if recipe.model.init is not None else None
+    return digest(recipe.model_copy(update={"seed": 0, "model": recipe.model.model_copy(update={"init": start})}))
 
 
 def telling_apart(recipes: Sequence[Recipe]) -> list[dict[str, object]]:

@@ -26,7 +26,7 @@ def model(x: Tensor) -> Tensor:
 
 
 def surrogate(cost: Cost | None = None) -> Surrogate:
-    return Surrogate(lambda x: ModelOutput(model(x), (), x), cost)
+    return Surrogate(lambda x: ModelOutput(model(x), (), x, x), cost)
 
 
 def task(n: int = N) -> Task:

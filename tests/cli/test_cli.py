@@ -21,15 +21,8 @@ import advcli
 from advcli.cli.app import app
 from advcli.recipe import names, parse
 
-COMMANDS = [
-    "pretrain",
-    "adv-train",
-    "finetune",
-    "attack",
-    "compare",
-    "recipe",
-    *(f"recipe {c}" for c in ("list", "show", "copy", "validate", "schema")),
-]
+RECIPES = ["recipe", "recipe list", "recipe show", "recipe copy", "recipe validate", "recipe schema"]
+COMMANDS = ["pretrain", "adv-train", "finetune", "attack", "compare", *RECIPES]
 
 
 @pytest.fixture(autouse=True)

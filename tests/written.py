@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from safetensors.numpy import save
 
 from advcli.recipe import load
@@ -99,24 +98,13 @@ def first(right: int, n: int = 20) -> list[int]:
     return [1] * right + [0] * (n - right)
 
 
-@pytest.fixture
-def evaluation() -> Callable[..., Path]:
-    return write_evaluation
-
-
-@pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """made(name, *overrides, quick=12, aa=10, ...) -> run folder with such worst cases of 20 images, 18 of them right clean."""
-    monkeypatch.chdir(tmp_path)
-
-    def make(name: str, *overrides: str, recipe: str | None = "quickstart", n: int = 20, clean: int = 18, **robust: int) -> Path:
-        folder = Path("runs") / name
-        weights = write_run(folder, *overrides, recipe=recipe)
-        for suite, count in robust.items():
-            attacks = {"fgsm": first(count + 2, n), "pgd-20": first(count, n)} if suite == "quick" else {"apgd-ce": first(count, n)}
-            write_evaluation(
-                folder / "evals" / f"{suite}-1", clean=first(clean, n), attacks=attacks, suite=suite, weights=weights, on="survivors"
-            )
-        return folder
-
-    return make
+def write_attacked_run(name: str, *overrides: str, recipe: str | None = "quickstart", n: int = 20, clean: int = 18, **robust: int) -> Path:
+    """runs/NAME, trained with overrides, with worst cases robust (SUITE=count) of n images, the first `clean` of them right."""
+    folder = Path("runs") / name
+    weights = write_run(folder, *overrides, recipe=recipe)
+    for suite, count in robust.items():
+        attacks = {"fgsm": first(count + 2, n), "pgd-20": first(count, n)} if suite == "quick" else {"apgd-ce": first(count, n)}
+        write_evaluation(
+            folder / "evals" / f"{suite}-1", clean=first(clean, n), attacks=attacks, suite=suite, weights=weights, on="survivors"
+        )
+    return folder
