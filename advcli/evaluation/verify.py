@@ -45,7 +45,7 @@ class Evidence:
     @property
     def judged(self) -> Network | HeadView:
         """What was judged: the network, or one of its heads."""
-        return head_of(self.loaded.network, self.header["head"])
+        return head_of(self.loaded.network, self.header.get("head", "final"))
 
     @property
     def robust(self) -> Any:
@@ -67,7 +67,7 @@ def gather(folder: Path, *, checkpoint: Path | None, data_root: str | None) -> E
     threat = Threat(header["threat"]["norm"], float(parse_number(header["threat"]["eps"])))
     images = split.take(torch.from_numpy(arrays["index"]))
     identity = header["identity"]
-    settled = {key: identity[key] for key in ("suite", "engine", "seed", "chunk", "head")}
+    settled = {key: identity[key] for key in ("suite", "engine", "seed", "chunk")} | {"head": header.get("head", "final")}
     now = Job(loaded, images, threat, header["threat"]["eps"], **settled).identity()
     for key, what in (("tensors_sha256", "the checkpoint is not"), ("images_sha256", "the images are not")):
         if now[key] != identity[key]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -33,13 +34,12 @@ GATES = (
 @pytest.fixture(scope="module")
 def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network trained for two epochs with two gates: its heads disagree on some images."""
-    from conftest import Silent
 
     from advcli.recipe import load
 
     gates = "model.gates=[{name: channel-suppression, at: [layer2]}, {name: reverse-attention}]"
     recipe = load("quickstart", [gates, "model.width=0.25", "schedule.epochs=6", "optim.lr=0.1", "craft.steps=2", "select.metric=last"])
-    return training.run(recipe, Silent(), out=tmp_path_factory.mktemp("gated") / "run", resume=False, device="cpu").folder
+    return training.run(recipe, MagicMock(), out=tmp_path_factory.mktemp("gated") / "run", resume=False, device="cpu").folder
 
 
 def images(n: int = 5) -> Tensor:
