@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from advcli.attacks.losses import attack_loss
-from advcli.attacks.pool import PooledAttack, State, fresh, given, note_hits, other_classes
+from advcli.attacks.pool import PooledAttack, State, Task, fresh, given, note_hits, other_classes
 from advcli.attacks.surrogate import Condition, Loss, Surrogate
+from advcli.attacks.targets import by_distance
 from advcli.attacks.threat import Threat
 from advcli.draws import Draws
 
@@ -25,6 +26,7 @@ class Apgd(PooledAttack):
     loss: `ce` or `dlr`; `dlr-targeted` or, below four classes, where that is not defined, `targeted` (the margin), which make
     one run a target: the likeliest other classes first, `targets` of them. `conjunction` is for gates forced to the target.
     aux_weight: of the mean loss of auxiliary heads.
+    ranked: the nearest targets first, as estimated at the image.
     """
 
     needs_logits: ClassVar[bool] = True
@@ -35,6 +37,7 @@ class Apgd(PooledAttack):
     restarts: int = 1
     targets: int = 9
     aux_weight: float = 0.0
+    ranked: bool = False
 
     @property
     def runs(self) -> int:
@@ -51,6 +54,9 @@ class Apgd(PooledAttack):
     @property
     def passes(self) -> int:
         return self.runs * (2 * self.steps + 1)
+
+    def order(self, surrogate: Surrogate, task: Task, chunk: int) -> Tensor | None:
+        return by_distance(surrogate, self.threat, task, chunk) if self.ranked else None
 
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:
         state = fresh(x, y, self.threat.surface_start(x, draws))

@@ -50,6 +50,7 @@ class Pgd(PooledAttack):
 
     So the step at which an example broke also tells what fewer steps would have found: the accuracy under PGD-k is the
     share of examples with no success up to step k. momentum: of the L1-normalised gradient (Dong et al. 2018), 0: none.
+    early False: all steps whether or not the surrogate is fooled, for a surrogate that is not the network under attack.
     """
 
     threat: Threat
@@ -59,6 +60,7 @@ class Pgd(PooledAttack):
     start: Start = "uniform"
     restarts: int = 1
     momentum: float = 0.0
+    early: bool = True
 
     @property
     def runs(self) -> int:
@@ -76,7 +78,7 @@ class Pgd(PooledAttack):
         gradient, _, output = surrogate.gradient(self.loss, state["x_adv"], state["y"], given(state))
         state["forwards"] += 1
         state["backwards"] += 1
-        note_hits(state, output.logits, threshold)
+        note_hits(state, output.logits, threshold if self.early else torch.inf)
         if self.momentum:
             mean = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
             gradient = self.momentum * state["velocity"] + gradient / mean

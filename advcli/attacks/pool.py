@@ -73,6 +73,10 @@ class PooledAttack:
         """The state of fresh rows; draws already has each row's run as its counter."""
         raise NotImplementedError
 
+    def order(self, surrogate: Surrogate, task: Task, chunk: int) -> Tensor | None:
+        """(n, M) classes in the order in which they are to be targets, a forward and a backward each; None: by likelihood, for nothing."""
+        return None
+
     def advance(self, surrogate: Surrogate, state: State, threshold: float, draws: Draws) -> None:
         """One unit of work on every row, in place. A row whose margin reaches threshold sets `hit` and must then stand still.
 
@@ -120,7 +124,11 @@ def stream(
     """
     if attack.needs_logits and "logits" not in task.condition:
         task = task._replace(condition={**task.condition, "logits": _clean_logits(surrogate, judge, task)})
+    order = attack.order(surrogate, task, judge.chunk)
+    if order is not None:
+        task = task._replace(condition={**task.condition, "order": order})
     pool = _Pool(attack, surrogate, judge, task)
+    pool.spent += 0 if order is None else order.shape[1]
     while pool.busy:
         pool.fill()
         pool.work()
@@ -241,6 +249,11 @@ def _clean_logits(surrogate: Surrogate, judge: Judge, task: Task) -> Tensor:
 
 
 def other_classes(condition: Mapping[str, Tensor], y: Tensor) -> Tensor:
-    """(N, K - 1) classes other than y, likeliest first by the clean logits: the targets of AutoAttack's targeted attacks."""
+    """(N, K - 1) classes other than y, likeliest first by the clean logits: the targets of AutoAttack's targeted attacks.
+
+    The condition's `order` (N, M), where it is given, instead.
+    """
+    if "order" in condition:
+        return condition["order"]
     masked = condition["logits"].scatter(1, y[:, None], -torch.inf)
     return masked.argsort(dim=1, descending=True, stable=True)[:, :-1]

@@ -16,7 +16,9 @@ def attack(
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A model.safetensors or its folder; left out: the newest under runs/.", show_default=False)
     ] = None,
-    suite: Annotated[str, typer.Option(help="quick, paper, aa or adaptive (knows the network's gates).")] = "quick",
+    suite: Annotated[
+        str, typer.Option(help="quick, paper, fast, aa, aa-plus, transfer, or adaptive, which knows a network's gates.")
+    ] = "quick",
     n: Annotated[
         int | None, typer.Option(min=1, help="Attack this many images, a seeded, stratified part; left out: all.", show_default=False)
     ] = None,
@@ -38,6 +40,9 @@ def attack(
         str | None, typer.Option(help="Put this gate on the network first: reverse-attention, which has no weights.", show_default=False)
     ] = None,
     engine: Annotated[Literal["native", "reference"], typer.Option(help="reference: suite aa by the authors' package.")] = "native",
+    source: Annotated[
+        list[Path] | None, typer.Option(metavar="CKPT", help="Of suite transfer: craft on this network. Repeatable.", show_default=False)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 unless the verdict is trustworthy.")] = False,
     out: Out = None,
@@ -56,7 +61,10 @@ def attack(
     path = session.find_checkpoint(checkpoint)
     if checkpoint is None and not quiet:
         terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}", markup=False)
-    options = session.Options(path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, head, gate)
+    sources = tuple(source or ())
+    options = session.Options(
+        path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, head, gate, sources
+    )
     with AttackProgress(quiet=quiet) as progress:
         if curve.is_list(eps):
             report = curve.run(options, progress)

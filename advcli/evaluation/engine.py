@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from advcli.data import Split, stratified_order, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
 from advcli.evaluation import shards
-from advcli.evaluation.suites import PROTOCOL, Entry, gate_entries, joint_entries, notes, suite
+from advcli.evaluation.suites import PROTOCOL, Entry, from_sources, gate_entries, joint_entries, notes, suite
 from advcli.evaluation.summary import summarise
 from advcli.models import HeadView, Network, frozen, head_of
 from advcli.recipe.number import parse_number
@@ -54,6 +55,7 @@ class Job:
     data: dict[str, Any] = field(default_factory=dict)  # the recipe's data part that the images come from, and which split
     split: str = "test"
     head: str = "final"  # which decision is judged and attacked
+    sources: tuple[Loaded, ...] = ()  # other networks that attacks are crafted on
 
     @property
     def gated(self) -> bool:
@@ -78,6 +80,7 @@ class Job:
             "chunk": self.chunk,
             "precision": "fp32",
         }
+        parts |= {"sources": [source.header["tensors_sha256"] for source in self.sources]} if self.sources else {}
         parts = json.loads(json.dumps(parts))
         return {**parts, "digest": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}
 
@@ -158,6 +161,7 @@ class _Run:
         self.images = job.images.to(device)
         self.cost = Cost()
         self.entries = self._entries()
+        self.sources = [source.network.to(device).eval() for source in job.sources]
         probe = to_float(pick(self.images, _PROBE, job.seed).images)
         _check_logits(self.model, probe, job)
         self.judge = Judge(self.model, chunk=job.chunk, bound=measure_bound(self.model, probe), cost=self.cost)
@@ -167,6 +171,8 @@ class _Run:
         job = self.job
         classes, heads = job.loaded.architecture.num_classes, len(job.loaded.network.gate_sites)
         entries = suite(job.suite, job.engine).entries(job.threat, classes)
+        if job.sources:
+            return from_sources(entries, [_label(source) for source in job.sources])
         if job.head != "final" or not heads or job.engine != "native":
             return entries
         aux_weight = float(parse_number(job.loaded.header.get("objective", {}).get("aux_weight", 1)))
@@ -176,7 +182,9 @@ class _Run:
 
     def finish(self, folder: Path) -> None:
         """Every attack on everybody it is due to, then the whole ledger and the clock beside it."""
-        with frozen(self.model):
+        with ExitStack() as stack:
+            for network in (self.model, *self.sources):
+                stack.enter_context(frozen(network))
             logits = self._clean_logits()
             margins = self.judge.margins_of(logits, self.images.labels)
             alive = ~self.judge.broken(margins)
@@ -245,6 +253,9 @@ class _Run:
                 yield Attempt(part, found, torch.zeros_like(part), forwards, backwards, torch.ones_like(found.broken))
 
     def _surrogate(self, entry: Entry) -> Surrogate:
+        """What the attack follows: another network, this one through a view, or what is judged."""
+        if entry.source is not None:
+            return Surrogate(self.sources[entry.source].trace, self.cost)
         if entry.view is None or not isinstance(self.model, Network):
             return Surrogate(self.model.trace, self.cost)
         return ViewedSurrogate(self.model, entry.view, self.cost)
@@ -299,7 +310,13 @@ class _Run:
     def _describe(self, entry: Entry) -> dict[str, Any]:
         targeted = isinstance(entry.attack, Apgd | Fab) and entry.attack.is_targeted
         readings = entry.readings or ((entry.name, 2**31),)
-        return {"name": entry.name, "about": entry.about, "on": entry.on, "targeted": targeted, "readings": readings}
+        ranked = {"ranked": True} if isinstance(entry.attack, Apgd) and entry.attack.ranked else {}
+        return {"name": entry.name, "about": entry.about, "on": entry.on, "targeted": targeted, "readings": readings, **ranked}
+
+
+def _label(source: Loaded) -> str:
+    """A name for a source in tables and ledgers, which does not change when its file is moved."""
+    return f"{source.header.get('name', 'source')}-{source.header['tensors_sha256'][:8]}"
 
 
 @torch.no_grad()

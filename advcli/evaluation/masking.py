@@ -18,8 +18,8 @@ Verdict = Literal["trustworthy", "upper bound", "masked"]
 Broken = dict[str, NDArray[np.bool_]]
 
 SEVERITY: tuple[Verdict, ...] = ("trustworthy", "upper bound", "masked")
-UPPER_BOUNDS = ("quick", "paper")
-"""Suites of a few fixed attacks, whose worst case is never more than an upper bound (Carlini et al. 2019)."""
+UPPER_BOUNDS = ("quick", "paper", "transfer", "fast")
+"""Suites of a few attacks, whose worst case is never more than an upper bound (Carlini et al. 2019)."""
 
 _WHITE_BOX = ("apgd-", "fab-")
 

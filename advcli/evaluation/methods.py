@@ -203,7 +203,7 @@ def _check_reading(column: Column, methods: Sequence[Method], candidates: Sequen
 
 def _condition(column: Column, evaluation: Evaluation) -> Condition:
     report = evaluation.report
-    threat, protocol = ("", "") if column == CLEAN else (threat_words(evaluation), str(report["protocol"]))
+    threat, protocol = ("", "") if column == CLEAN else (threat_words(evaluation), evaluation.protocol)
     return Condition(threat, protocol, str(report["data"]), str(report["split"]), evaluation.n, evaluation.images)
 
 

@@ -95,9 +95,12 @@ def _notes(first: Evaluation, other: Evaluation, number: int) -> list[str]:
     parts = []
     if first.threat != other.threat:
         parts.append(("threat", threat_words(first), threat_words(other)))
-    key = "protocol" if first.suite == other.suite else "suite"  # a protocol names its suite
-    if first.header[key] != other.header[key]:
-        parts.append((key, first.header[key], other.header[key]))
+    if first.report["head"] != other.report["head"]:
+        parts.append(("head", first.report["head"], other.report["head"]))
+    if first.suite != other.suite:
+        parts.append(("suite", first.suite, other.suite))
+    elif first.protocol != other.protocol:
+        parts.append(("protocol", first.protocol, other.protocol))
     return [f"another {name} in 1 and {number}: {a} and {b}" for name, a, b in parts]
 
 

@@ -13,9 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from advcli.attacks import Threat
 from advcli.data import Split, load_test
-from advcli.errors import CheckFailedError, DataError, UsageError
+from advcli.errors import CheckFailedError, CheckpointError, DataError, UsageError
 from advcli.evaluation.engine import Job, Watcher, evaluate, pick
-from advcli.evaluation.suites import suite
+from advcli.evaluation.suites import TRANSFER, suite
 from advcli.models import head_of, with_gate
 from advcli.recipe.number import parse_number
 from advcli.recipe.schema import DATA_SETS, Data, Gate
@@ -46,6 +46,7 @@ class Options:
     device: str = "auto"
     head: str = "final"
     gate: str | None = None
+    source: tuple[Path, ...] = ()
 
 
 def find_checkpoint(given: Path | None) -> Path:
@@ -56,17 +57,40 @@ def find_checkpoint(given: Path | None) -> Path:
 def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     """(evaluation folder, report)."""
     suite(options.suite, options.engine)  # an unknown name is refused before anything is loaded
+    _check_sources(options)
     loaded = load_network(find_checkpoint(options.checkpoint))
     if options.gate is not None:
         loaded = _with_gate(loaded, options.gate)
+    sources = tuple(_source(loaded, path) for path in options.source)
     head_of(loaded.network, options.head)
     radius, eps_text = threat(loaded, options)
     split, data = _images(loaded, options)
     images = pick(split, options.n, options.seed)
     device = pick_device(options.device)
     chunk = options.batch_size or default_chunk(loaded, len(images), device)
-    job = Job(loaded, images, radius, eps_text, options.suite, options.engine, options.seed, chunk, data, options.split, options.head)
+    kind = (options.suite, options.engine, options.seed, chunk)
+    job = Job(loaded, images, radius, eps_text, *kind, data, options.split, options.head, sources)
     return evaluate(job, options.out, watcher, device=device, resume=options.resume)
+
+
+def _check_sources(options: Options) -> None:
+    if bool(options.source) != (options.suite == TRANSFER):
+        what = "a transfer attack needs other networks to be crafted on" if not options.source else f"suite {options.suite} has no sources"
+        raise UsageError(what, where="--source", next="advcli attack CKPT --suite transfer --source OTHER")
+    if len(set(options.source)) < len(options.source):
+        raise UsageError("a source is named twice", where="--source", next="name each once")
+
+
+def _source(loaded: Loaded, path: Path) -> Loaded:
+    """Another network for the same images and classes."""
+    source = load_network(find_checkpoint(path))
+    a, b = loaded.architecture, source.architecture
+    if source.header["classes"] != loaded.header["classes"] or (a.channels, a.size) != (b.channels, b.size):
+        what = "the source is for other classes or images than the checkpoint"
+        raise CheckpointError(what, where=str(source.path), next="name one that was trained on the same data set")
+    if source.header["tensors_sha256"] == loaded.header["tensors_sha256"]:
+        raise UsageError("the source is the checkpoint itself", where=str(source.path), next="--suite quick attacks it directly")
+    return source
 
 
 def _with_gate(loaded: Loaded, name: str) -> Loaded:
@@ -98,7 +122,11 @@ def check_trustworthy(report: dict[str, Any]) -> None:
 
 
 def _harder(report: dict[str, Any]) -> str:
-    return "--suite aa attacks harder" if report["suite"] != "aa" else "see the notes of the report for what the suite does not attack"
+    return (
+        "--suite aa attacks harder"
+        if report["suite"] not in ("aa", "aa-plus")
+        else "see the notes of the report for what the suite does not attack"
+    )
 
 
 def threat(loaded: Loaded, options: Options) -> tuple[Threat, str]:

@@ -48,6 +48,12 @@ class Evaluation:
         return threat["norm"], float(threat["eps"])
 
     @property
+    def protocol(self) -> str:
+        """What was run, of transfer attacks with the networks that they were crafted on."""
+        sources = self.header["identity"].get("sources", [])
+        return str(self.header["protocol"]) + (f" from {', '.join(sha[:8] for sha in sources)}" if sources else "")
+
+    @property
     def images(self) -> str:
         """SHA-256 of images, labels and indices."""
         return str(self.header["identity"]["images_sha256"])
@@ -99,17 +105,25 @@ def open_run(folder: Path) -> Run:
             passed_over.append((path, f"the {_suite_of(path)} evaluation is not finished; --resume goes on with it"))
             continue
         found = open_evaluation(path)
-        if header is not None and found.header["identity"]["tensors_sha256"] != header["tensors_sha256"]:
-            passed_over.append((path, "it attacked other weights than those in model.safetensors"))
-        elif found.header.get("head", "final") != "final":
-            passed_over.append((path, f"it judged head {found.header.get('head')}, not the decision"))
-        elif header is not None and found.header["identity"].get("architecture", header["architecture"]).get("gates", []) != header[
-            "architecture"
-        ].get("gates", []):
-            passed_over.append((path, "a gate was put on the network for it"))
+        why = _not_deployed(found, header)
+        if why:
+            passed_over.append((path, why))
         else:
             evaluations.append(found)
     return Run(folder, _recipe(folder), header, _last_epoch(folder), tuple(evaluations), tuple(passed_over))
+
+
+def _not_deployed(found: Evaluation, model: dict[str, Any] | None) -> str:
+    """In what the network that was judged is not the run's model as it is deployed; empty where it is."""
+    identity = found.header["identity"]
+    if found.report["head"] != "final":
+        return f"it judged head {found.report['head']}, not the decision"
+    if model is None:
+        return ""
+    if identity["tensors_sha256"] != model["tensors_sha256"]:
+        return "it attacked other weights than those in model.safetensors"
+    put, own = ((part.get("architecture") or {}).get("gates") or [] for part in (identity, model))
+    return "" if put == own else "a gate was put on the network for it"
 
 
 def _evaluation_folders(folder: Path) -> Iterator[Path]:

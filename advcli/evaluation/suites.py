@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +16,8 @@ from advcli.errors import UsageError
 PROTOCOL = 1
 """Raised whenever a suite's composition or a verdict's rule changes, so that numbers are compared only within one."""
 
+TRANSFER = "transfer"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -24,6 +26,7 @@ class Entry:
     about: the attack in words, for `verify --explain`. on: `all` correctly classified images, or the `survivors` of the entries
     before it. view: how the attack sees a gated network; None: as deployed. readings: accuracies read off one run of the attack,
     name to the number of steps; None: its own name, all its steps.
+    source: which other network it is crafted on; None: the one under attack.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Entry:
     on: Literal["all", "survivors"] = "all"
     readings: tuple[tuple[str, int], ...] | None = None
     view: View | None = None
+    source: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,56 @@ def _aa(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
     )
 
 
+def _aa_plus(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
+    """AutoAttack `plus` (Croce, Hein 2020): APGD-CE and APGD-DLR with five restarts, then what standard runs, which is thus part of it.
+
+    What differs from the authors': FAB runs on targets only, without its five untargeted restarts; Square comes last, so that it
+    is seen whether it breaks what no gradient attack broke. Below three classes the DLR loss is not defined and left out.
+    """
+    first, *others = _aa(threat, num_classes)
+    ce = Entry(first.name, Apgd(threat, "ce", restarts=5), "Auto-PGD on the cross-entropy, 5 restarts of 100 steps", on="survivors")
+    about = "Auto-PGD on the DLR loss, 5 restarts of 100 steps"
+    dlr = (Entry("apgd-dlr", Apgd(threat, "dlr", restarts=5), about, on="survivors"),) if num_classes >= 3 else ()
+    return (ce, *dlr, *others)
+
+
+def _fast(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
+    """Most of aa's strength for part of its cost: short runs first, targets by their estimated distance (Melamed, Hein 2024, MALT).
+
+    Whoever stands then gets all steps on up to nine targets. FAB is left out, and Square's 500 queries are a sign of masked
+    gradients rather than an attack, so this is an upper bound.
+    """
+    targets = min(9, num_classes - 1)
+    loss: Literal["dlr-targeted", "targeted"] = "dlr-targeted" if num_classes >= 4 else "targeted"
+    words = f"Auto-PGD on the {'targeted DLR loss' if num_classes >= 4 else 'targeted margin'}"
+    short = Apgd(threat, loss, steps=20, targets=min(3, targets), ranked=True)
+    return (
+        Entry("apgd-ce-20", Apgd(threat, "ce", steps=20), "Auto-PGD on the cross-entropy, 20 steps", on="survivors"),
+        Entry("apgd-t-20", short, f"{words}, 20 steps on the three nearest classes", on="survivors"),
+        Entry("apgd-t", Apgd(threat, loss, targets=targets, ranked=True), f"{words}, 100 steps, nearest classes first", on="survivors"),
+        Entry("square", Square(threat, queries=500), "Square Attack on the margin, 500 queries", on="survivors"),
+    )
+
+
+def _transfer(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
+    """What is crafted on another network, against the true labels, all 100 steps whether or not that network is fooled."""
+    size = threat.eps / 10
+    mim_100 = replace(mim(threat, steps=100, step_size=size), early=False)
+    return (
+        Entry("pgd-100", Pgd(threat, attack_loss("ce"), steps=100, step_size=size, early=False), "PGD, 100 steps of eps/10, uniform start"),
+        Entry("mim-100", mim_100, "momentum iterative method, 100 steps of eps/10"),
+    )
+
+
+def from_sources(entries: Sequence[Entry], sources: Sequence[str]) -> tuple[Entry, ...]:
+    """Every entry crafted on every source, in the order of the sources; their names tell them apart."""
+    return tuple(
+        replace(entry, name=f"{entry.name}@{source}", about=f"{entry.about}, crafted on {source}", source=number)
+        for number, source in enumerate(sources)
+        for entry in entries
+    )
+
+
 def _aa_reference(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
     parts = standard_parts(num_classes)
     return tuple(Entry(part, ReferenceAttack(threat, part, num_classes), f"pyautoattack's {part}", on="survivors") for part in parts)
@@ -154,8 +208,11 @@ SUITES = {
     for suite in (
         Suite("quick", "FGSM, PGD-20, C&W-30: a look, an upper bound", _quick),
         Suite("paper", "the attacks of AGAIN's, StayFocused's and ANCRA's tables: an upper bound", _paper),
+        Suite("fast", "short Auto-PGD runs on the nearest classes, long ones on survivors: an upper bound", _fast),
         Suite("aa", "standard AutoAttack", _aa),
+        Suite("aa-plus", "standard AutoAttack with five restarts and Auto-PGD on the DLR loss", _aa_plus),
         Suite("adaptive", "AutoAttack with further starts, after attacks that know the network's gates", _adaptive),
+        Suite(TRANSFER, "PGD-100 and MIM-100 crafted on other networks (--source): an upper bound", _transfer),
     )
 }
 
@@ -165,7 +222,7 @@ REFERENCE = {"aa": Suite("aa", "standard AutoAttack as the authors' package runs
 
 def notes(name: str, num_classes: int) -> list[str]:
     """What a reader of the suite's numbers must know."""
-    few = name in ("aa", "adaptive") and num_classes < 4
+    few = name in ("fast", "aa", "aa-plus", "adaptive") and num_classes < 4
     return [f"{num_classes} classes: the targeted DLR loss needs four, so apgd-t follows the margin"] if few else []
 
 

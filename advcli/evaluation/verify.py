@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advcli.attacks import Judge, Threat
-from advcli.attacks.pool import other_classes
+from advcli.attacks import Judge, Surrogate, Threat
+from advcli.attacks.pool import Task, other_classes
+from advcli.attacks.targets import by_distance
 from advcli.data import Split, load_test, to_float
+from advcli.draws import Draws
 from advcli.errors import CheckFailedError, CheckpointError, UsageError
 from advcli.evaluation.engine import Job
 from advcli.evaluation.summary import summarise
@@ -172,9 +174,10 @@ def explain(evidence: Evidence, index: int) -> dict[str, Any]:
         )
     row = int(rows[0])
     classes = header["classes"]
-    with frozen(evidence.judged), torch.no_grad():
+    with frozen(evidence.judged):
         logits = evidence.judged(to_float(evidence.images.images[row : row + 1]))
-    others = other_classes({"logits": logits}, evidence.images.labels[row : row + 1])[0].tolist()
+        others = other_classes({"logits": logits}, evidence.images.labels[row : row + 1])[0].tolist()
+        nearest = _nearest(evidence, row, logits) if any(entry.get("ranked") for entry in header["entries"]) else []
     attacks = []
     for entry in header["entries"]:
         name = entry["name"]
@@ -183,7 +186,8 @@ def explain(evidence: Evidence, index: int) -> dict[str, Any]:
             continue
         facts = {"name": name, "about": entry["about"], "broken": bool(ledger[f"broken.{name}"][row])}
         facts |= {"margin": float(ledger[f"margin.{name}"][row]), "steps": int(ledger[f"steps.{name}"][row]), "run": run}
-        attacks.append(facts | ({"target": classes[others[run]]} if entry["targeted"] else {}))
+        order = nearest if entry.get("ranked") else others
+        attacks.append(facts | ({"target": classes[order[run]]} if entry["targeted"] else {}))
     found_by = int(ledger["found_by"][row])
     return {
         "index": index,
@@ -194,6 +198,16 @@ def explain(evidence: Evidence, index: int) -> dict[str, Any]:
         "found_by": header["entries"][found_by]["name"] if found_by >= 0 else None,
         "attacks": attacks,
     }
+
+
+def _nearest(evidence: Evidence, row: int, logits: Tensor) -> list[int]:
+    """The order in which a ranked attack took its targets; logits (1, K) of that image."""
+    images, labels = evidence.images.images[row : row + 1], evidence.images.labels[row : row + 1]
+    draws = Draws(0, evidence.images.index[row : row + 1], "none")  # a task has them; the order does not depend on any
+    task = Task(lambda pick: to_float(images[pick]), labels, draws, {"logits": logits})
+    order = by_distance(Surrogate(evidence.judged.trace), evidence.threat, task, evidence.header["identity"]["chunk"])
+    nearest: list[int] = order[0].tolist()
+    return nearest
 
 
 def export_robustbench(evidence: Evidence, directory: Path) -> None:

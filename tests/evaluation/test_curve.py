@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from written import write_evaluation
 
 from advcli.errors import InterruptedRunError, UsageError
 from advcli.evaluation import curve, engine
@@ -16,11 +16,11 @@ from advcli.evaluation.stored import open_evaluation
 from advcli.measures import wilson
 
 
-def test_what_a_smaller_ball_broke_is_broken_in_every_larger_one(tmp_path: Path, evaluation: Callable[..., Path]) -> None:
+def test_what_a_smaller_ball_broke_is_broken_in_every_larger_one(tmp_path: Path) -> None:
     clean = [1, 1, 1, 1, 1, 1, 1, 0]
     #                  broken by 0.1 alone: 0; by 0.1 and 0.2: 1; by 0.2 on: 2; 0.3 misses 0 and 2
     right = {"0.1": [0, 0, 1, 1, 1, 1, 1, 1], "0.2": [1, 0, 0, 1, 1, 1, 1, 1], "0.3": [1, 0, 1, 0, 0, 1, 1, 1]}
-    folders = [evaluation(tmp_path / eps, clean=clean, attacks={"pgd": column}, eps=eps) for eps, column in right.items()]
+    folders = [write_evaluation(tmp_path / eps, clean=clean, attacks={"pgd": column}, eps=eps) for eps, column in right.items()]
     report = curve.summarise([open_evaluation(folder) for folder in folders])
     assert [(p["eps"], p["robust"], p["closed_by_smaller"]) for p in report["curve"]] == [
         ("0.1", 5 / 8, 0),

@@ -9,12 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from written import write_attacked_run, write_evaluation
 
 from advcli.errors import CheckpointError, ResourceError, UsageError
 from advcli.evaluation.comparison import gather
 from advcli.measures import wilson
 
 Make = Callable[..., Path]
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """made(name, *overrides, quick=12, aa=10, ...) -> run folder, under a directory of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return write_attacked_run
+
+
+@pytest.fixture
+def evaluation() -> Make:
+    return write_evaluation
 
 
 def table(*folders: Path, columns: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -123,6 +136,7 @@ def test_a_seed_without_its_evaluation_leaves_the_mean_and_is_counted(made: Make
     ("changes", "says"),
     [
         ({"protocol": "2 native"}, "quick/2 native"),
+        ({"sources": ["a" * 64]}, "from aaaaaaaa"),
         ({"clean": [1] * 9, "attacks": {"pgd-20": [1] * 9}}, "n = 9"),
         ({"images": "x"}, "images"),
     ],
@@ -176,6 +190,8 @@ def test_of_several_under_one_condition_the_lowest_is_shown(made: Make, evaluati
         ({"split": "train"}, "on train images"),
         ({"data": "svhn"}, "on svhn, not digits"),
         ({"weights": "others"}, "it attacked other weights than those in model.safetensors"),
+        ({"head": "open"}, "it judged head open, not the decision"),
+        ({"gates": ["reverse-attention"]}, "a gate was put on the network for it"),
     ],
 )
 def test_other_experiments_are_passed_over_and_said(made: Make, evaluation: Any, changes: dict[str, Any], why: str) -> None:

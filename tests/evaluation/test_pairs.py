@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from scipy import stats
+from written import write_evaluation
 
 from advcli.errors import CheckpointError, ResourceError
 from advcli.evaluation.pairs import compare
@@ -20,10 +21,10 @@ B = {"fgsm": [1, 1, 0, 1, 1, 1, 1, 1, 0, 0], "cw": [1, 1, 1, 1, 1, 1, 0, 1, 0, 0
 
 
 @pytest.fixture
-def pair(tmp_path: Path, evaluation: Callable[..., Path]) -> Callable[..., dict[str, Any]]:
+def pair(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def make(a: dict[str, Any] | None = None, b: dict[str, Any] | None = None) -> dict[str, Any]:
-        one = evaluation(tmp_path / "a", **{"clean": CLEAN_A, "attacks": A, **(a or {})})
-        two = evaluation(tmp_path / "b", **{"clean": CLEAN_B, "attacks": B, **(b or {})})
+        one = write_evaluation(tmp_path / "a", **{"clean": CLEAN_A, "attacks": A, **(a or {})})
+        two = write_evaluation(tmp_path / "b", **{"clean": CLEAN_B, "attacks": B, **(b or {})})
         return compare([open_evaluation(one), open_evaluation(two)])
 
     return make
@@ -87,8 +88,10 @@ def test_other_images_are_refused(pair: Callable[..., dict[str, Any]], changes: 
     ("changes", "note"),
     [
         ({"eps": "0.1"}, "another threat in 1 and 2: linf eps 0.15 and linf eps 0.1"),
+        ({"head": "open"}, "another head in 1 and 2: final and open"),
         ({"suite": "aa"}, "another suite in 1 and 2: quick and aa"),
         ({"protocol": "2 native"}, "another protocol in 1 and 2: quick/1 native and quick/2 native"),
+        ({"sources": ["a" * 64]}, "another protocol in 1 and 2: quick/1 native and quick/1 native from aaaaaaaa"),
     ],
 )
 def test_other_conditions_are_said(pair: Callable[..., dict[str, Any]], changes: dict[str, Any], note: str) -> None:
@@ -100,15 +103,15 @@ def test_a_radius_is_a_number_however_it_was_typed(pair: Callable[..., dict[str,
     assert pair(a={"eps": "8/255"}, b={"eps": repr(8 / 255)})["notes"] == []
 
 
-def test_more_than_two_go_against_the_first(tmp_path: Path, evaluation: Callable[..., Path]) -> None:
+def test_more_than_two_go_against_the_first(tmp_path: Path) -> None:
     columns = [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]]
-    folders = [evaluation(tmp_path / str(k), clean=[1] * 4, attacks={"fgsm": column}) for k, column in enumerate(columns)]
+    folders = [write_evaluation(tmp_path / str(k), clean=[1] * 4, attacks={"fgsm": column}) for k, column in enumerate(columns)]
     table = compare([open_evaluation(folder) for folder in folders])
     assert [(row["evaluation"], row["robust"]["difference"]) for row in table["comparisons"]] == [(1, -0.25), (2, 0.25)]
 
 
-def test_an_unfinished_and_a_damaged_evaluation_are_refused(tmp_path: Path, evaluation: Callable[..., Path]) -> None:
-    folder = evaluation(tmp_path / "a", clean=CLEAN_A, attacks=A)
+def test_an_unfinished_and_a_damaged_evaluation_are_refused(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "a", clean=CLEAN_A, attacks=A)
     path = folder / "ledger" / "ledger.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -119,5 +122,5 @@ def test_an_unfinished_and_a_damaged_evaluation_are_refused(tmp_path: Path, eval
         open_evaluation(folder)
 
 
-def test_adversarial_images_are_not_kept_in_memory(tmp_path: Path, evaluation: Callable[..., Path]) -> None:
-    assert "adversarial" not in open_evaluation(evaluation(tmp_path / "a", clean=CLEAN_A, attacks=A)).arrays
+def test_adversarial_images_are_not_kept_in_memory(tmp_path: Path) -> None:
+    assert "adversarial" not in open_evaluation(write_evaluation(tmp_path / "a", clean=CLEAN_A, attacks=A)).arrays

@@ -20,7 +20,7 @@ from PIL import Image
 from advcli.attacks import Threat
 from advcli.data import Split, load_test
 from advcli.errors import InterruptedRunError, UsageError
-from advcli.evaluation import engine, suites
+from advcli.evaluation import engine, suites, verify
 from advcli.evaluation.engine import Job, evaluate, pick
 from advcli.evaluation.session import Options, run
 from advcli.recipe.schema import Data
@@ -293,3 +293,56 @@ def test_below_four_classes_aa_runs_and_says_what_it_follows(three_classes: Path
     reference = run(dataclasses.replace(options, engine="reference", out=tmp_path / "reference"), silent)[1]
     assert tuple(reference["attacks"]) == ("apgd-ce", "apgd-dlr", "fab-t", "square")
     assert reference["notes"] == []
+
+
+# Suites that hold aa, or stand in for it.
+
+
+def suite_result(path: Path, name: str, n: int, folder: Path, watcher: Any) -> tuple[Arrays, dict[str, Any]]:
+    return result(dataclasses.replace(job(path, images(n), chunk=32), suite=name), folder, watcher)
+
+
+@pytest.mark.slow
+def test_fast_is_as_strong_as_aa_for_less_than_half_the_passes(path: Path, silent: Any, tmp_path: Path) -> None:
+    """On the digits network, image by image: at most 2 points above aa, in either direction by no more than single images."""
+    n = 100
+    fast, report = suite_result(path, "fast", n, tmp_path / "fast", silent)
+    whole, expected = suite_result(path, "aa", n, tmp_path / "aa", silent)
+    assert 0.1 < expected["robust"] < 0.9, "the network is neither broken nor safe, so that the comparison says something"
+    assert report["robust"] <= expected["robust"] + 0.02
+    assert int((is_robust(fast) != is_robust(whole)).sum()) <= 3
+    passes, of = (r["forwards"] + r["backwards"] for r in (report, expected))
+    assert passes < of / 2
+    assert report["verdict"] == "upper bound"
+
+
+@pytest.mark.usefixtures("short")
+def test_aa_plus_breaks_what_aa_breaks(path: Path, silent: Any, tmp_path: Path) -> None:
+    """Same names, same draws: the first restart is aa's, so only what comes to different attacks first may differ."""
+    plus, report = suite_result(path, "aa-plus", 40, tmp_path / "plus", silent)
+    whole, expected = suite_result(path, "aa", 40, tmp_path / "aa", silent)
+    assert not (is_robust(plus) & ~is_robust(whole)).any()
+    assert report["robust"] <= expected["robust"]
+    assert (plus["run.apgd-ce"].max() > 0, "broken.apgd-dlr" in plus) == (True, True)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_ranked_attack_is_resumed_and_explained(path: Path, silent: Any, tmp_path: Path) -> None:
+    work, watcher = dataclasses.replace(job(path, images(40), chunk=8), suite="fast", data={"name": "digits"}), Interrupting()
+    unbroken, _ = result(work, tmp_path / "whole", watcher)
+    for share in (0.1, 0.3, 0.5):
+        folder = tmp_path / str(share)
+        with pytest.raises(InterruptedRunError):
+            result(work, folder, Interrupting(int(share * watcher.calls)))
+        result(work, folder, silent, resume=True)
+        assert receipts(folder) == receipts(tmp_path / "whole")
+    evidence = verify.gather(folder, checkpoint=path, data_root=None)
+    broken = unbroken["broken.apgd-t-20"] | unbroken["broken.apgd-t"]
+    told = 0
+    for row in np.flatnonzero(broken):
+        story = verify.explain(evidence, int(unbroken["index"][row]))
+        stored = {a["name"]: a for a in story["attacks"]}[story["found_by"]]
+        x_adv = torch.from_numpy(unbroken["adversarial"][[np.searchsorted(unbroken["adversarial_index"], unbroken["index"][row])]])
+        with torch.no_grad():
+            told += str(int(load_network(path).network(x_adv).argmax())) == stored["target"]
+    assert told > broken.sum() / 2, "an image is mostly taken for the target that the attack is said to have had"

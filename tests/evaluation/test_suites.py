@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from typer.testing import CliRunner
 
 from advcli.attacks import Apgd, Fab, Pgd, Square, Threat
 from advcli.attacks.reference import ReferenceAttack, standard_parts
+from advcli.cli.app import app
 from advcli.errors import UsageError
-from advcli.evaluation.suites import SUITES, Entry, notes, suite
+from advcli.evaluation.masking import verdict
+from advcli.evaluation.suites import SUITES, Entry, from_sources, notes, suite
 
 LINF = Threat("linf", 8 / 255)
 
@@ -70,6 +73,63 @@ def test_aa_is_the_standard_ensemble_on_survivors(classes: int, targets: int, lo
         Square(LINF, queries=5000, share=0.8),
     ]
     assert bool(notes("aa", classes)) == (classes < 4)
+
+
+@pytest.mark.parametrize(("classes", "targets", "loss"), [(10, 9, "dlr-targeted"), (3, 2, "targeted"), (2, 1, "targeted")])
+def test_aa_plus_holds_aa_with_more_restarts(classes: int, targets: int, loss: str) -> None:
+    """Croce and Hein 2020's `plus` but for untargeted FAB: five restarts of APGD-CE and of APGD-DLR, then the targeted attacks, Square."""
+    entries = suite("aa-plus").entries(LINF, classes)
+    dlr = {"apgd-dlr": Apgd(LINF, "dlr", steps=100, restarts=5)} if classes >= 3 else {}
+    assert {entry.name: entry.attack for entry in entries} == {
+        "apgd-ce": Apgd(LINF, "ce", steps=100, restarts=5),
+        **dlr,
+        "apgd-t": Apgd(LINF, loss, steps=100, targets=targets),  # type: ignore[arg-type]
+        "fab-t": Fab(LINF, steps=100, targets=targets),
+        "square": Square(LINF, queries=5000, share=0.8),
+    }
+    assert entries[-1].name == "square", "last, so that a black box that breaks what gradients do not is seen"
+    assert {entry.on for entry in entries} == {"survivors"}
+    assert bool(notes("aa-plus", classes)) == (classes < 4)
+
+
+@pytest.mark.parametrize(("classes", "targets", "loss"), [(10, 9, "dlr-targeted"), (3, 2, "targeted"), (2, 1, "targeted")])
+def test_fast_goes_from_short_to_long(classes: int, targets: int, loss: str) -> None:
+    entries = suite("fast").entries(LINF, classes)
+    assert [(entry.name, entry.on) for entry in entries] == [
+        (name, "survivors") for name in ("apgd-ce-20", "apgd-t-20", "apgd-t", "square")
+    ]
+    assert [entry.attack for entry in entries] == [
+        Apgd(LINF, "ce", steps=20),
+        Apgd(LINF, loss, steps=20, targets=min(3, targets), ranked=True),  # type: ignore[arg-type]
+        Apgd(LINF, loss, steps=100, targets=targets, ranked=True),  # type: ignore[arg-type]
+        Square(LINF, queries=500),
+    ]
+    whole = suite("aa").entries(LINF, classes)
+    assert sum(e.attack.passes for e in entries) < sum(e.attack.passes for e in whole) / 2 or classes < 10
+
+
+def test_transfer_is_pgd_and_mim_of_100_steps_on_each_source() -> None:
+    entries = from_sources(suite("transfer").entries(LINF, 10), ["a", "b"])
+    assert [(entry.name, entry.source) for entry in entries] == [("pgd-100@a", 0), ("mim-100@a", 0), ("pgd-100@b", 1), ("mim-100@b", 1)]
+    for entry in entries:
+        steps, size, start, momentum = described(entry)
+        assert (steps, start, momentum) == ((100, "uniform", 0) if entry.name.startswith("pgd") else (100, "none", 1))
+        assert size == pytest.approx(0.8)
+        assert not entry.attack.early  # type: ignore[union-attr]
+        assert entry.on == "all"
+        assert entry.about.endswith(f"crafted on {entry.name[-1]}")
+
+
+@pytest.mark.parametrize("name", ["quick", "paper", "transfer", "fast", "aa", "aa-plus"])
+def test_only_autoattack_is_more_than_an_upper_bound(name: str) -> None:
+    assert name in SUITES
+    assert verdict(name, "test", []) == ("trustworthy" if name.startswith("aa") else "upper bound")
+    assert ("upper bound" in SUITES[name].about) == (name not in ("aa", "aa-plus"))
+
+
+def test_help_names_every_suite() -> None:
+    text = " ".join(CliRunner().invoke(app, ["attack", "--help"]).stdout.replace("│", " ").split())
+    assert "quick, paper, fast, aa, aa-plus or transfer" in text
 
 
 @pytest.mark.parametrize("classes", [10, 4, 3, 2])

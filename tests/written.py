@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from safetensors.numpy import save
 
 from advcli.recipe import load
@@ -33,6 +32,9 @@ def write_evaluation(
     split: str = "test",
     data: str = "digits",
     seed: int = 0,
+    sources: Sequence[str] = (),
+    head: str = "final",
+    gates: Sequence[str] = (),
 ) -> Path:
     """A finished evaluation; attacks: NAME=who is still right after that attack alone."""
     correct = np.array(clean, bool)
@@ -53,7 +55,9 @@ def write_evaluation(
         "threat": {"norm": norm, "eps": radius, "bounds": [0.0, 1.0]},
         "suite": suite,
         "seed": seed,
+        "architecture": {"gates": list(gates)},
         "digest": "d" * 64,
+        **({"sources": list(sources)} if sources else {}),
     }
     header = {
         "checkpoint": str(folder.parent.parent / "model.safetensors"),
@@ -61,6 +65,8 @@ def write_evaluation(
         "threat": {"norm": norm, "eps": eps, "bounds": [0, 1]},
         "data": {"name": data},
         "split": split,
+        "head": head,
+        "gated": bool(gates),
         "suite": suite,
         "protocol": f"{suite}/{protocol}",
         "notes": [],
@@ -92,24 +98,13 @@ def first(right: int, n: int = 20) -> list[int]:
     return [1] * right + [0] * (n - right)
 
 
-@pytest.fixture
-def evaluation() -> Callable[..., Path]:
-    return write_evaluation
-
-
-@pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """made(name, *overrides, quick=12, aa=10, ...) -> run folder with such worst cases of 20 images, 18 of them right clean."""
-    monkeypatch.chdir(tmp_path)
-
-    def make(name: str, *overrides: str, recipe: str | None = "quickstart", n: int = 20, clean: int = 18, **robust: int) -> Path:
-        folder = Path("runs") / name
-        weights = write_run(folder, *overrides, recipe=recipe)
-        for suite, count in robust.items():
-            attacks = {"fgsm": first(count + 2, n), "pgd-20": first(count, n)} if suite == "quick" else {"apgd-ce": first(count, n)}
-            write_evaluation(
-                folder / "evals" / f"{suite}-1", clean=first(clean, n), attacks=attacks, suite=suite, weights=weights, on="survivors"
-            )
-        return folder
-
-    return make
+def write_attacked_run(name: str, *overrides: str, recipe: str | None = "quickstart", n: int = 20, clean: int = 18, **robust: int) -> Path:
+    """runs/NAME, trained with overrides, with worst cases robust (SUITE=count) of n images, the first `clean` of them right."""
+    folder = Path("runs") / name
+    weights = write_run(folder, *overrides, recipe=recipe)
+    for suite, count in robust.items():
+        attacks = {"fgsm": first(count + 2, n), "pgd-20": first(count, n)} if suite == "quick" else {"apgd-ce": first(count, n)}
+        write_evaluation(
+            folder / "evals" / f"{suite}-1", clean=first(clean, n), attacks=attacks, suite=suite, weights=weights, on="survivors"
+        )
+    return folder
