@@ -176,7 +176,9 @@ def test_attribution_span_is_equation_4(alpha: str, distinct: bool) -> None:
     x, x_plain, twin, direction = features().requires_grad_(True), features().requires_grad_(True), copy.deepcopy(gate), numbers(N, C, 4, 4)
     gated, _ = gate(x, head(), SITE, opening.select)
     w = twin.probe.weight
-    expected = torch.stack([torch.stack([x_plain[n, c] * (share * w[y[n], c] + (1 - share) * w[fake[n], c]) for c in range(C)]) for n in range(N)])
+    expected = torch.stack(
+        [torch.stack([x_plain[n, c] * (share * w[y[n], c] + (1 - share) * w[fake[n], c]) for c in range(C)]) for n in range(N)]
+    )
     assert_equal(gated, expected)
     ours = torch.autograd.grad((gated * direction).sum(), (x, gate.probe.weight))
     assert_equal(ours, torch.autograd.grad((expected * direction).sum(), (x_plain, w)))
@@ -270,7 +272,7 @@ def test_channel_prompt_is_equation_11(alpha: str, kind: str, top_k: int) -> Non
     gated, _ = gate(x, top, SITE, opening.select)
     assert_equal(gated, plain_gated(x, plain_prompt(rows, clean, y, float(alpha), top_k), 1))
     cosines = plain_cosines(rows, clean)
-    hits = [int(y[n]) in sorted(range(K), key=lambda k: -cosines[n][k])[:top_k] for n in range(N)]  # noqa: B023
+    hits = [int(y[n]) in sorted(range(K), key=lambda k: -cosines[n][k])[:top_k] for n in range(N)]
     assert float(opening.notes["prompts_with_label"]) == pytest.approx(sum(hits) / N)
 
 

@@ -67,7 +67,7 @@ def scenario(name: str) -> tuple[Network, Objective]:
 def example() -> Batch:
     """Some classes in one half alone."""
     images = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    labels = torch.tensor([0, 0, 0, 1, 1, 0, 2, 1] + [3, 3, 2, 0, 3, 3, 2, 3])
+    labels = torch.tensor([0, 0, 0, 1, 1, 0, 2, 1, 3, 3, 2, 0, 3, 3, 2, 3])
     return Batch(images, labels, torch.arange(N) * 5 + 2)
 
 
@@ -79,8 +79,12 @@ def outcome(name: str, batch: Batch) -> dict[str, Tensor]:
         moment = MOMENT._replace(step=MOMENT.step + step)
         crafted = objective.craft(model, batch, moment)
         scored = objective.loss(model, batch, crafted, moment)
-        results |= {f"step{step}.part.{key}": value.double() for key, value in scored.parts.items()} | {f"step{step}.loss": scored.total.detach()}
-        named = {f"model.{key}": p for key, p in model.named_parameters()} | {f"objective.{key}": p for key, p in objective.named_parameters()}
+        results |= {f"step{step}.part.{key}": value.double() for key, value in scored.parts.items()} | {
+            f"step{step}.loss": scored.total.detach()
+        }
+        named = {f"model.{key}": p for key, p in model.named_parameters()} | {
+            f"objective.{key}": p for key, p in objective.named_parameters()
+        }
         gradients = torch.autograd.grad(scored.total, list(named.values()), allow_unused=True)
         for key, gradient in zip(named, gradients, strict=True):
             results[f"step{step}.gradient.{key}"] = torch.zeros_like(named[key]) if gradient is None else gradient

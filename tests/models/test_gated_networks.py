@@ -133,7 +133,11 @@ def test_gates_come_in_network_order_whatever_the_recipes(arch: str) -> None:
         ({"gates": (part("channel-suppression", "layer9"),)}, "model.gates.0.at", "no block 'layer9'; there are stem, layer1"),
         ({"gates": (part("channel-suppression"), part("reverse-attention", "layer4"))}, "model.gates.1.at", "two gates at features"),
         ({"gates": (part("channel-suppression", "layer4.1", "features"),)}, "model.gates.0.at", "two gates at features"),
-        ({"gates": (part("channel-suppression", "layer3"), part("attribution-span", "layer3.1"))}, "model.gates.1.at", "two gates at layer3.1"),
+        (
+            {"gates": (part("channel-suppression", "layer3"), part("attribution-span", "layer3.1"))},
+            "model.gates.1.at",
+            "two gates at layer3.1",
+        ),
         ({"gates": (part("reverse-attention", "layer3"),)}, "model.gates.0.at", "layer3 has 13 channels"),
         ({"gates": (part("channel-prompt", "layer1.0"),)}, "model.gates.0.at", "rows of 26 values"),
         ({"cells": 4, "size": 48}, "model.cells", "6 x 6 .* no multiple of 4 cells"),
@@ -212,7 +216,11 @@ def test_gates_are_fixed_by_the_seed_too() -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_open_gates_leave_the_network_without_gates_to_the_bit(arch: str, name: str, train: bool) -> None:
     """At `features` everywhere; inside too where a block's output needs no normalisation of its own to be read."""
-    inner = () if arch == "small-cnn" and name in ("reverse-attention", "channel-prompt") or arch.startswith(("preact", "wrn")) else (INNER[arch],)
+    inner = (
+        ()
+        if (arch == "small-cnn" and name in ("reverse-attention", "channel-prompt")) or arch.startswith(("preact", "wrn"))
+        else (INNER[arch],)
+    )
     plain, gated = network(arch, size=64).train(train), network(arch, part(name, *inner, FEATURES), size=64).train(train)
     x = images(size=64)
     expected, opened = plain.trace(x), gated.trace(x, open_gate)
@@ -298,7 +306,9 @@ def test_the_gated_algebra_of_a_linear_head() -> None:
     for k in range(K):
         output = made.trace(x, forced(torch.full((6,), k)))
         z = output.ungated.mean((2, 3))
-        expected = torch.stack([torch.stack([sum(w[c, i] * w[k, i] * z[n, i] for i in range(len(w[0]))) + b[c] for c in range(K)]) for n in range(6)])
+        expected = torch.stack(
+            [torch.stack([sum(w[c, i] * w[k, i] * z[n, i] for i in range(len(w[0]))) + b[c] for c in range(K)]) for n in range(6)]
+        )
         assert_equal(output.logits, expected)
         assert bool((output.logits[:, k] - b[k] >= 0).all())
 
@@ -306,7 +316,12 @@ def test_the_gated_algebra_of_a_linear_head() -> None:
 # All gates at once.
 
 FORCED = [
-    *((arch, name, size, cells) for arch in ("resnet18", "preact-resnet18", "vgg16-bn") for name in GATES for size, cells in ((32, 1), (64, 2))),
+    *(
+        (arch, name, size, cells)
+        for arch in ("resnet18", "preact-resnet18", "vgg16-bn")
+        for name in GATES
+        for size, cells in ((32, 1), (64, 2))
+    ),
     *(("wrn-28-10", name, 32, cells) for name in GATES for cells in (1, 2)),
     *(("wrn-28-10", name, 64, 2) for name in ("reverse-attention", "channel-prompt")),
     *(("small-cnn", name, 32, cells) for name in GATES for cells in (1, 2, 4)),
@@ -435,7 +450,9 @@ def test_prototypes_are_in_the_file() -> None:
     assert "gates.0.prototypes" not in dict(made.named_parameters()), "no optimiser moves them"
 
 
-@pytest.mark.parametrize("gates", [[{"name": "channel-suppression", "at": ["layer9"]}], [{"name": "reverse-attention", "at": ["layer1"]}], [{"name": "x"}]])
+@pytest.mark.parametrize(
+    "gates", [[{"name": "channel-suppression", "at": ["layer9"]}], [{"name": "reverse-attention", "at": ["layer1"]}], [{"name": "x"}]]
+)
 def test_a_file_whose_gates_make_no_sense_is_refused(gates: list[dict[str, Any]], tmp_path: Path) -> None:
     architecture = Architecture("small-cnn", WIDTH, K, 3, 32)
     header = {"classes": [str(k) for k in range(K)], "threat": {}, "data": {}}

@@ -97,7 +97,9 @@ SPAN = {"name": "attribution-span", "at": ["layer2", "features"]}
 PROMPT = {"name": "channel-prompt", "momentum": 0.5}
 
 
-def made(*terms: dict[str, Any], gates: tuple[Any, ...] = (SPAN,), arch: str = "small-cnn", wrapper: Any = None) -> tuple[Network, Objective]:
+def made(
+    *terms: dict[str, Any], gates: tuple[Any, ...] = (SPAN,), arch: str = "small-cnn", wrapper: Any = None
+) -> tuple[Network, Objective]:
     recipe = Recipe.model_validate(
         {"name": "test", "data": {"name": "digits"}, "threat": {"eps": 0.1}, "craft": {"steps": 2}}
         | {"objective": {"name": "pgd-at", "terms": terms, "wrapper": wrapper}, "optim": {"lr": 0.1}, "schedule": {"epochs": 20}}

@@ -35,7 +35,7 @@ def plain_contrast(clean: Tensor, negative: Tensor, exists: Tensor, alpha: float
     total = torch.zeros((), dtype=torch.float64)
     for z, z_o, there in zip(clean, negative, exists, strict=True):
         p, p_o = z.exp() / z.exp().sum(), z_o.exp() / z_o.exp().sum()
-        h, h_o = (max(range(K), key=lambda k: float(q.detach()[k])) for q in (p, p_o))  # noqa: B023
+        h, h_o = (max(range(K), key=lambda k: float(q.detach()[k])) for q in (p, p_o))
         if h == h_o and bool(there):
             total = total + alpha * (float(p[h]) * p_o[h]).sqrt() + (1 - alpha) * (p[h] * float(p_o[h])).sqrt()
     return total / len(clean)
@@ -170,7 +170,9 @@ def test_towards_ascends_one_half_and_descends_the_other() -> None:
     assert_equal(torch.autograd.grad(values.sum(), z, retain_graph=True)[0], torch.autograd.grad(expected.sum(), z)[0])
 
 
-def made(objective: dict[str, Any], craft: dict[str, Any] | None = None, *gates: dict[str, Any], norm: str = "linf") -> tuple[Network, Objective]:
+def made(
+    objective: dict[str, Any], craft: dict[str, Any] | None = None, *gates: dict[str, Any], norm: str = "linf"
+) -> tuple[Network, Objective]:
     """A float64 network with an objective's recipe."""
     recipe = Recipe.model_validate(
         {"name": "test", "data": {"name": "digits"}, "threat": {"norm": norm, "eps": EPS}, "objective": objective}
@@ -308,7 +310,9 @@ def test_the_total_is_the_objective_and_zeta_times_the_contrast_of_each_head(bas
     batch = example(30)
     crafted = objective.craft(model, batch, MOMENT)
     scored, bare = objective.loss(model, batch, crafted, MOMENT), plain.loss(model, batch, crafted, MOMENT)
-    outputs = [model.trace(x, labels(y)) for x, y in ((batch.images, batch.labels), (crafted.extra["negatives"], crafted.extra["negative_labels"]))]
+    outputs = [
+        model.trace(x, labels(y)) for x, y in ((batch.images, batch.labels), (crafted.extra["negatives"], crafted.extra["negative_labels"]))
+    ]
     pairs = [tuple(output.logits for output in outputs), *zip(*(output.aux_logits for output in outputs), strict=True)]
     each = [plain_contrast(*pair, crafted.extra["negative_exists"], float(alpha)) for pair in pairs]
     total = bare.total + 2.5 * (each[0] + 0.7 * (each[1] + each[2]) / 2)
