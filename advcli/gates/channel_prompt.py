@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advcli.draws import Draws
 from advcli.gates.gate import Gate, Head, Opening, pool
-from advcli.gates.selection import mixture
+from advcli.gates.selection import mixture, precise
 from advcli.gates.whole import whole
 
 
@@ -54,7 +54,8 @@ class ChannelPrompt(Gate):
 
     def similarity(self, pooled: Tensor, head: Head) -> Tensor:
         """Cosines (N, K) of pooled features (N, C) with the prototypes."""
-        return F.normalize(pooled, dim=1) @ F.normalize(self._rows(head), dim=1).T
+        rows = self._rows(head)
+        return F.normalize(pooled.to(rows.dtype), dim=1) @ F.normalize(rows, dim=1).T
 
     def score(self, features: Tensor, head: Head) -> Tensor:
         return self.similarity(pool(features), head) / self.temperature
@@ -67,7 +68,8 @@ class ChannelPrompt(Gate):
     def opening(self, y: Tensor, num_classes: int, draws: Draws, clean: Tensor | None, head: Head) -> Opening:
         if clean is None:
             raise ValueError("channel-prompt needs the features of the clean images")
-        likest = self.similarity(clean.float(), head).topk(min(self.top_k, num_classes), 1).indices
+        with torch.autocast(clean.device.type, enabled=False):
+            likest = self.similarity(clean, head).topk(min(self.top_k, num_classes), 1).indices
         notes = {"prompts_with_label": (likest == y[:, None]).any(1).float().mean()}
         return Opening(mixture([(self.alpha, y), (1 - self.alpha, likest)]), notes)
 
@@ -76,10 +78,11 @@ class ChannelPrompt(Gate):
         """P[c] <- momentum P[c] + (1 - momentum) * mean of class c's features in the batch; the first mean is taken as it is."""
         if not self.kept:
             return
-        clean, y = whole(clean.float()), whole(y)
+        clean, y = whole(precise(clean)), whole(y)
         hot = F.one_hot(y, len(self.prototypes)).to(clean)
         count = hot.sum(0)
-        mean = (hot.T @ clean) / count.clamp_min(1)[:, None]
+        with torch.autocast(clean.device.type, enabled=False):
+            mean = (hot.T @ clean) / count.clamp_min(1)[:, None]
         moved = torch.where(self.seen[:, None], self.prototypes.lerp(mean, 1 - self.momentum), mean)
         self.prototypes.copy_(torch.where((count > 0)[:, None], moved, self.prototypes))
         self.seen.logical_or_(count > 0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from advcli.draws import Draws
 from advcli.gates.pairing import permutation
+from advcli.gates.selection import precise
 from advcli.gates.whole import own, whole
 
 Fusion = Callable[[Tensor], Tensor]
@@ -44,8 +45,8 @@ def hybrid_statistics(draws: Draws) -> Fusion:
     def fuse(features: Tensor) -> Tensor:
         partner = permutation(draws.sub("partner"))
         three = Draws(draws.seed, draws.index.new_zeros(1), f"{draws.purpose}/share", _scalar(draws)).uniform((3,))
-        mean, deviation = (own(whole(s)[partner]) for s in statistics(features.float()))
-        mixed = mix(features.float(), mean, deviation, three.median())
+        mean, deviation = (own(whole(s)[partner]) for s in statistics(precise(features)))
+        mixed = mix(precise(features), mean, deviation, three.median())
         return mixed.to(features.dtype)
 
     return fuse

@@ -16,6 +16,11 @@ from torch import Tensor
 Selection = Callable[[str, Tensor], Tensor | None]
 
 
+def precise(x: Tensor) -> Tensor:
+    """At least float32: what is drawn, normalised or averaged in bfloat16 would lose the small differences that count."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def deployed(site: str, aux: Tensor) -> Tensor:
     """One-hot of the gate's own decision: what runs when nobody gives a label. Piecewise constant, so it hides the gradient."""
     return F.one_hot(aux.argmax(1), aux.shape[1]).to(aux.dtype)
@@ -29,14 +34,15 @@ def mixture(parts: Sequence[tuple[float, Tensor]]) -> Selection:
     """Sum of weight * one_hot(classes), classes (N,) int64, or (N, M) for the mean of M classes. Labels enter here and nowhere else."""
 
     def select(site: str, aux: Tensor) -> Tensor:
-        shares = [weight * _mean_one_hot(classes, aux.shape[1]) for weight, classes in parts]
+        like = precise(aux)
+        shares = [weight * _mean_one_hot(classes, like) for weight, classes in parts]
         return torch.stack(shares).sum(0).to(aux.dtype)
 
     return select
 
 
-def _mean_one_hot(classes: Tensor, num_classes: int) -> Tensor:
-    hot = F.one_hot(classes, num_classes).float()
+def _mean_one_hot(classes: Tensor, like: Tensor) -> Tensor:
+    hot = F.one_hot(classes, like.shape[1]).to(like.dtype)
     return hot.mean(1) if classes.dim() == 2 else hot
 
 
@@ -55,7 +61,7 @@ def straight_through(temperature: float) -> Selection:
 
     def select(site: str, aux: Tensor) -> Tensor:
         smooth = (aux / temperature).softmax(1)
-        return deployed(site, aux) + smooth - smooth.detach()
+        return deployed(site, aux) + (smooth - smooth.detach())  # adds an exact zero
 
     return select
 

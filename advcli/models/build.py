@@ -89,7 +89,7 @@ def build(architecture: Architecture, seed: int = 0) -> Network:
         )
     if a.mean is not None and len(a.mean) != a.channels:
         raise UsageError(f"{len(a.mean)} values for images with {a.channels} channels", where="model.mean")
-    side = math.ceil(a.size / shrink)
+    side = a.size // shrink if constructor is VGG16 else math.ceil(a.size / shrink)  # poolings drop what is left over, strides keep it
     if side % a.cells:
         what = f"the features of {a.arch} are {side} x {side} for images of {a.size} pixels, no multiple of {a.cells} cells"
         raise UsageError(what, where="model.cells", next="model.cells=1")

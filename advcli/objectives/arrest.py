@@ -13,6 +13,7 @@ from torch import Tensor
 from advcli.data import Batch, DataSet, Moment
 from advcli.draws import Draws
 from advcli.errors import UsageError
+from advcli.gates.selection import precise
 from advcli.models import ModelOutput, Network, frozen
 from advcli.objectives.objective import AdversarialObjective
 from advcli.objectives.parts import Crafted, LossParts, by_head
@@ -21,14 +22,9 @@ from advcli.recipe.schema import Arrest, Recipe
 _TINY = 1e-12
 
 
-def _precise(x: Tensor) -> Tensor:
-    """At least float32: bfloat16 products would round a distance of 0.01 away."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def angular(u: Tensor, v: Tensor) -> Tensor:
     """(N,) 1 - |u . v| / (|u| |v|) of u, v (N, ...), each flattened (section 5.2); in [0, 1], and 1 where one of them is zero."""
-    u, v = _precise(u).flatten(1), _precise(v).flatten(1)
+    u, v = precise(u).flatten(1), precise(v).flatten(1)
     lengths = torch.linalg.vector_norm(u, dim=1).clamp_min(_TINY) * torch.linalg.vector_norm(v, dim=1).clamp_min(_TINY)
     distance: Tensor = 1 - (u * v).sum(1).abs() / lengths
     return distance
@@ -36,12 +32,12 @@ def angular(u: Tensor, v: Tensor) -> Tensor:
 
 def squared(u: Tensor, v: Tensor) -> Tensor:
     """(N,) mean squared difference of u, v (N, ...): over a map, or over classes of logits, by which LBGAT guides (Cui et al. 2021)."""
-    return (_precise(u) - _precise(v)).square().flatten(1).mean(1)
+    return (precise(u) - precise(v)).square().flatten(1).mean(1)
 
 
 def attention_map(u: Tensor, v: Tensor) -> Tensor:
     """(N,) | Q_u / |Q_u| - Q_v / |Q_v| |^2 for attention maps Q = sum_c A_c^2 (N, H, W) of A (N, C, H, W) (Zagoruyko, Komodakis 2017)."""
-    a, b = (F.normalize(_precise(x).square().sum(1).flatten(1), dim=1) for x in (u, v))
+    a, b = (F.normalize(precise(x).square().sum(1).flatten(1), dim=1) for x in (u, v))
     return (a - b).square().sum(1)
 
 
@@ -152,5 +148,5 @@ class ArrestObjective(AdversarialObjective):
 
     def observe(self, model: Network, batch: Batch) -> dict[str, Tensor]:
         """Cosine of the clean images' features to the teacher's (table 3)."""
-        own, taught = (_precise(network.trace(batch.images).ungated).flatten(1) for network in (model, self.teacher))
+        own, taught = (precise(network.trace(batch.images).ungated).flatten(1) for network in (model, self.teacher))
         return {"teacher_cosine": F.cosine_similarity(own, taught)}

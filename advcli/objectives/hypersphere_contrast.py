@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcli.gates.gate import pool
+from advcli.gates.selection import precise
 from advcli.gates.whole import processes, whole
 from advcli.objectives.parts import Crafted, LossParts
 from advcli.objectives.passes import Passes
@@ -71,7 +72,7 @@ class HypersphereContrastTerm(Term):
     def _one(self, adversarial: Tensor, clean: Tensor, y: Tensor) -> Tensor:
         clean = clean if self.natural_gradient else clean.detach()
         with torch.autocast(adversarial.device.type, enabled=False):
-            adversarial, clean = adversarial.float(), clean.float()
+            adversarial, clean = precise(adversarial), precise(clean)
             if self.similarity == "cosine":
                 return cosine_distance(adversarial, clean)
             everybody, labels = twins_first(whole(clean), len(y)), twins_first(whole(y), len(y))

@@ -12,6 +12,7 @@ from advcli.attacks.surrogate import Loss
 from advcli.data import Batch, Moment
 from advcli.draws import Draws
 from advcli.gates.pairing import others
+from advcli.gates.selection import precise
 from advcli.gates.whole import own, whole
 from advcli.models import ModelOutput, Network
 from advcli.objectives.parts import Crafted, LossParts, by_head
@@ -26,7 +27,7 @@ def contrast(clean: Tensor, negative: Tensor, exists: Tensor, alpha: float) -> T
     clean, negative: logits (N, K) of an image and of one of another class; h, h_o their predicted classes. Pairs that are
     predicted differently, or whose negative does not exist (N,), add 0 and stay in the denominator.
     """
-    p, q = (logits.float().softmax(1).amax(1) for logits in (clean, negative))  # p_h and p_h_o, where h = h_o
+    p, q = (precise(logits).softmax(1).amax(1) for logits in (clean, negative))  # p_h and p_h_o, where h = h_o
     pulls = alpha * (p.detach() * q).sqrt() + (1 - alpha) * (p * q.detach()).sqrt()
     return torch.where(alike(clean, negative, exists), pulls, 0.0).mean()
 
@@ -92,7 +93,7 @@ class NegativeContrastTerm(Term):
     def negatives(self, model: Network, batch: Batch, moment: Moment) -> Negatives:
         """Natural negatives of this step; the network is frozen and in eval mode."""
         sampled = self.strategy in ("soft", "hard") and moment.epoch >= self.warmup
-        logits = model.trace(batch.images).logits.float() if sampled else None
+        logits = precise(model.trace(batch.images).logits) if sampled else None
         return choose(self.strategy, batch, Draws(moment.seed, batch.index, "negatives", moment.step), logits)
 
     def loss(self, passes: Passes, crafted: Crafted, aux_weight: float) -> LossParts:

@@ -16,6 +16,7 @@ from advcli.data import Batch, DataSet, Moment
 from advcli.draws import Draws
 from advcli.gates import open_gate
 from advcli.gates.gate import pool
+from advcli.gates.selection import precise
 from advcli.models import Network, frozen
 from advcli.models.build import fusion_sites
 from advcli.objectives.hypersphere_contrast import HypersphereContrastTerm
@@ -127,7 +128,7 @@ class AdversarialObjective(Objective):
         with frozen(model):
             if model.needs_clean_features and self._branch() is None:
                 with torch.no_grad():
-                    extra["clean_features"] = pool(model.trace(batch.images).ungated).float()
+                    extra["clean_features"] = precise(pool(model.trace(batch.images).ungated))
             negatives = contrast.negatives(model, batch, moment) if contrast is not None else None
         with frozen(model, train_mode=self.recipe.batch_norm == "train"):
             if negatives is not None and contrast is not None and contrast.targeted:
