@@ -138,3 +138,27 @@ def test_an_argmax_gate_hides_the_gradient_and_changes_next_to_no_decision(train
             for trace in (network.trace, partial(network.trace, select=open_gate))
         )
     assert around > through + 0.1
+
+
+@pytest.mark.slow
+def test_adaptive_on_a_network_without_gates_is_autoattack_and_more(checkpoint: Path, silent: Any, tmp_path: Path) -> None:
+    _, aa = session.run(Options(checkpoint, "aa", n=8, out=tmp_path / "aa"), silent)
+    _, adaptive = session.run(Options(checkpoint, "adaptive", n=8, out=tmp_path / "adaptive"), silent)
+    assert list(adaptive["attacks"]) == [*aa["attacks"], "apgd-t-again"]
+    assert adaptive["robust"] <= aa["robust"]
+    assert adaptive["verdict"] == aa["verdict"] == "trustworthy"
+
+
+@pytest.mark.slow
+def test_adaptive_sees_through_a_gate_that_autoattack_does_not(checkpoint: Path, silent: Any, tmp_path: Path) -> None:
+    """A gate put on afterwards flatters AutoAttack; suite adaptive finds the same network as without it, to an image."""
+    options = {"n": 60, "batch_size": 60}
+    _, plain = session.run(Options(checkpoint, "aa", **options, out=tmp_path / "plain"), silent)
+    _, gated = session.run(Options(checkpoint, "aa", **options, gate="reverse-attention", out=tmp_path / "gated"), silent)
+    folder, adaptive = session.run(Options(checkpoint, "adaptive", **options, gate="reverse-attention", out=tmp_path / "knows"), silent)
+    assert gated["robust"] >= plain["robust"] + 0.03
+    assert gated["verdict"] != "trustworthy"
+    assert adaptive["robust"] <= plain["robust"] + 0.02
+    assert adaptive["verdict"] == "trustworthy"
+    evidence = verify.gather(folder, checkpoint=None, data_root=None)
+    assert verify.check(evidence, device=torch.device("cpu"), quantize=False)["failures"] == []

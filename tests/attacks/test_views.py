@@ -1,0 +1,103 @@
+"""Views of gated networks, the conjunction loss, and what the search believes of a forced gate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advcli.attacks import Cost
+from advcli.attacks.losses import attack_loss, conjunction, margin
+from advcli.attacks.views import FORCED, OPEN, View, ViewedSurrogate, auxiliary, softened, straight
+from advcli.gates import forced, open_gate, soft
+from advcli.models import Architecture, ModelOutput, Network, build
+from advcli.recipe.schema import ChannelSuppression, ReverseAttention
+
+K = 5
+GATES = (ChannelSuppression(name="channel-suppression", at=("layer2",)), ReverseAttention(name="reverse-attention"))
+
+
+def network() -> Network:
+    made = build(Architecture("small-cnn", 0.25, K, 1, 8, gates=GATES), seed=2).eval()
+    generator = torch.Generator().manual_seed(0)
+    for gate in made.gates:  # probes that tell images apart
+        for parameter in gate.parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    made.linear.weight.data.copy_(torch.randn(made.linear.weight.shape, generator=generator))
+    with torch.no_grad():  # centred heads, so that all classes are chosen
+        made.gates[0].probe.bias -= made.trace(images(200)).aux_logits[0].mean(0)
+        made.linear.bias -= made.trace(images(200)).aux_logits[1].mean(0)
+    return made.requires_grad_(False)
+
+
+def images(n: int = 40) -> Tensor:
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def seen(view: View, target: Tensor | None = None) -> ModelOutput:
+    return view.see(network(), images(), {} if target is None else {"target": target})
+
+
+def test_each_view_is_the_pass_it_names() -> None:
+    made, x, target = network(), images(), torch.arange(40) % K
+    assert torch.equal(seen(OPEN).logits, made.trace(x, open_gate).logits)
+    assert torch.equal(seen(softened(0.7)).logits, made.trace(x, soft(0.7)).logits)
+    assert torch.equal(seen(straight(0.3)).logits, made.trace(x).logits)
+    assert torch.equal(seen(FORCED, target).logits, made.trace(x, forced(target)).logits)
+    for number in (0, 1):
+        assert torch.equal(seen(auxiliary(number)).logits, made.trace(x).aux_logits[number])
+        assert seen(auxiliary(number)).aux_logits == ()
+
+
+def test_the_first_auxiliary_head_does_not_depend_on_any_gate() -> None:
+    """That is why it is attacked first: it is an ordinary network inside the gated one."""
+    made, x = network(), images()
+    assert torch.equal(made.trace(x).aux_logits[0], made.trace(x, open_gate).aux_logits[0])
+    assert not torch.equal(made.trace(x).aux_logits[1], made.trace(x, open_gate).aux_logits[1])
+
+
+def test_conjunction_is_its_formula() -> None:
+    """z_t - z_y + sum over heads of min(a_t - max_{k != t} a_k, cap), an example at a time in float64."""
+    generator = torch.Generator().manual_seed(3)
+    z, a, b = (torch.randn(9, K, generator=generator, dtype=torch.float64) for _ in range(3))
+    y, t = torch.arange(9) % K, (torch.arange(9) + 2) % K
+    output = ModelOutput(z, (a, b), z, z)
+    for i in range(9):
+        heads = [min(float(h[i, t[i]] - max(h[i, k] for k in range(K) if k != t[i])), 0.5) for h in (a, b)]
+        expected = float(z[i, t[i]] - z[i, y[i]]) + sum(heads)
+        assert abs(float(conjunction(output, y, t)[i]) - expected) < 1e-12
+    assert torch.equal(attack_loss("conjunction")(output, y, {"target": t}), conjunction(output, y, t))
+
+
+def test_a_forced_gate_is_believed_only_where_the_gates_would_open_so() -> None:
+    """Where every head says the target the forced pass is the deployed pass, so what the search believes the judge will confirm."""
+    made, x = network(), images()
+    y = made(x).argmax(1)
+    target = made.trace(x).aux_logits[0].argmax(1)
+    output = made.trace(x, forced(target))
+    believed = FORCED.believe(output, y, {"target": target})
+    agreed = torch.stack([aux.argmax(1) == target for aux in output.aux_logits]).all(0)
+    assert 0 < int(agreed.sum()) < len(x)
+    assert torch.equal(believed[agreed], made(x)[agreed])
+    assert bool((margin(believed, y)[~agreed] < 0).all())
+
+
+def test_a_surrogate_through_a_view_counts_and_shows_what_it_believes() -> None:
+    made, x, cost = network(), images(), Cost()
+    y, target = made(x).argmax(1), torch.arange(40) % K
+    surrogate = ViewedSurrogate(made, FORCED, cost)
+    gradient, losses, output = surrogate.gradient(attack_loss("conjunction"), x, y, {"target": target})
+    free = x.clone().requires_grad_(True)
+    expected = conjunction(made.trace(free, forced(target)), y, target)
+    torch.testing.assert_close(losses, expected.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), free)[0])
+    assert (cost.forwards, cost.backwards) == (40, 40)
+    assert torch.equal(output.logits, FORCED.believe(made.trace(x, forced(target)), y, {"target": target}))
+
+
+def test_a_soft_gate_has_the_gradient_that_the_argmax_hides() -> None:
+    """The gate's own probe moves the soft decision and cannot move the deployed one by a small step."""
+    made, x = network(), images(4)
+    probe = made.gates[0].probe.bias.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(made.trace(x, soft(1.0)).logits.square().sum(), probe)
+    assert float(gradient.abs().max()) > 1e-6
+    assert not made.trace(x).logits.requires_grad, "no path leads from the deployed decision to the probe's bias"
