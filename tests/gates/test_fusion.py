@@ -161,21 +161,21 @@ def test_the_fusion_is_the_mix_with_the_drawn_partner() -> None:
 
 
 def test_shares_follow_beta_2_2() -> None:
-    """The sum of two of four spacings of three uniforms; one draw a step, over 1200 steps.
+    """The sum of two of four spacings of three uniforms; one draw a step, over 800 steps.
 
     The draws are fixed, so the bound is one that a right distribution misses once in a thousand seeds, and a uniform share always.
     """
-    drawn = shares(range(1200)).numpy()
+    drawn = shares(range(800)).numpy()
     assert stats.kstest(drawn, stats.beta(2, 2).cdf).pvalue > 1e-3
     assert drawn.mean() == pytest.approx(0.5, abs=0.02)
-    assert drawn.var() == pytest.approx(0.05, abs=0.005)
+    assert drawn.var() == pytest.approx(0.05, abs=0.007)
     assert stats.kstest(drawn, "uniform").pvalue < 1e-6, "the test tells Beta(2, 2) from a uniform share"
 
 
 def test_each_site_and_step_draws_its_own_share() -> None:
-    here, there = shares(range(200)), shares(range(200), purpose="elsewhere")
-    assert len(set(here.tolist())) == 200
-    assert abs(float(torch.corrcoef(torch.stack([here, there]))[0, 1])) < 0.2
+    here, there = shares(range(100)), shares(range(100), purpose="elsewhere")
+    assert len(set(here.tolist())) == 100
+    assert abs(float(torch.corrcoef(torch.stack([here, there]))[0, 1])) < 0.3
 
 
 def test_equal_keys_give_equal_fusions() -> None:

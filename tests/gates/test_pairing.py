@@ -42,8 +42,8 @@ def test_permutation_is_one_and_a_function_of_its_key(n: int) -> None:
 
 
 def test_permutations_are_uniform() -> None:
-    """All 24 orders of four examples as often, over 2400 steps."""
-    seen = Counter(tuple(permutation(draws(4, step)).tolist()) for step in range(2400))
+    """All 24 orders of four examples as often, over 1200 steps."""
+    seen = Counter(tuple(permutation(draws(4, step)).tolist()) for step in range(1200))
     assert set(seen) == set(permutations(range(4)))
     assert stats.chisquare(list(seen.values())).pvalue > 0.01
 
@@ -65,25 +65,25 @@ def test_where_there_is_one_class_nobody_has_a_partner(labels: list[int]) -> Non
 
 
 def test_classes_come_uniformly_and_examples_uniformly_within_them() -> None:
-    """Class sizes 1, 2, 3 and 6: partners of one example, over 1500 steps, are 1/3 a class, whatever its size."""
+    """Class sizes 1, 2, 3 and 6: partners of one example, over 900 steps, are 1/3 a class, whatever its size."""
     y = torch.tensor([2, 0, 5, 2, 5, 5, 5, 9, 5, 9, 9, 5])
-    chosen = torch.stack([others(y, draws(len(y), step))[0] for step in range(1500)])
+    chosen = torch.stack([others(y, draws(len(y), step))[0] for step in range(900)])
     for anchor in (0, 1, 2, 7):
         rest = [c for c in (0, 2, 5, 9) if c != int(y[anchor])]
         members = {c: [i for i in range(len(y)) if int(y[i]) == c] for c in rest}
         seen = Counter(chosen[:, anchor].tolist())
         observed = [seen[i] for c in rest for i in members[c]]
-        expected = [1500 / 3 / len(members[c]) for c in rest for _ in members[c]]
-        assert sum(observed) == 1500
+        expected = [900 / 3 / len(members[c]) for c in rest for _ in members[c]]
+        assert sum(observed) == 900
         assert stats.chisquare(observed, expected).pvalue > 0.005, f"partners of example {anchor}"
 
 
 def test_partners_are_drawn_example_by_example() -> None:
     """Not one shift for the whole batch: two examples of one class choose independently."""
     y = torch.tensor([0, 0, 1, 2, 3])
-    chosen = torch.stack([others(y, draws(5, step))[0] for step in range(1000)])
+    chosen = torch.stack([others(y, draws(5, step))[0] for step in range(600)])
     both = (chosen[:, 0] == chosen[:, 1]).float().mean()
-    assert float(both) == pytest.approx(1 / 3, abs=0.05)
+    assert float(both) == pytest.approx(1 / 3, abs=0.06)
 
 
 @pytest.mark.parametrize("first", [0.0, 1 - 2.0**-24])

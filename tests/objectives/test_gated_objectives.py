@@ -258,6 +258,23 @@ def test_again_with_alpha_1_is_cas(base: str, fusion: dict[str, Any] | None) -> 
     assert_bitwise(*results)
 
 
+def test_every_pass_site_and_use_has_draws_of_its_own() -> None:
+    """Fusions of two sites and of two passes, and shuffled labels, are independent: none has another's partners or share."""
+    n = 64
+    part = {"gates": [{**SPAN, "at": TWO}], "fusion": {**FUSION, "at": TWO}}
+    model, objective = assemble(part, {"name": "trades"})
+    batch = example(n)
+    passes = objective.passes(model, batch, Crafted(batch.images), MOMENT)
+    routes = {name: passes.route(name, batch.labels) for name in ("clean", "adversarial", "negative")}
+    x = torch.randn(n, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    fused = [route.fuse[site](x) for route in routes.values() for site in TWO]
+    assert all(not torch.allclose(a, b) for i, a in enumerate(fused) for b in fused[:i])
+    opened = [route.select(site, torch.zeros(n, K)) for route in routes.values() for site in TWO]
+    assert all(not torch.equal(a, b) for i, a in enumerate(opened) for b in opened[:i])
+    assert {key.partition(".")[0] for key in passes.notes} == {"collisions"}
+    assert len(passes.notes) == 6
+
+
 def test_again_with_alpha_below_1_is_not() -> None:
     totals = []
     for gate in (SPAN, CAS):

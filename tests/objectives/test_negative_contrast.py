@@ -37,7 +37,7 @@ def plain_contrast(clean: Tensor, negative: Tensor, exists: Tensor, alpha: float
         p, p_o = z.exp() / z.exp().sum(), z_o.exp() / z_o.exp().sum()
         h, h_o = (max(range(K), key=lambda k: float(q.detach()[k])) for q in (p, p_o))
         if h == h_o and bool(there):
-            total = total + alpha * (float(p[h]) * p_o[h]).sqrt() + (1 - alpha) * (p[h] * float(p_o[h])).sqrt()
+            total = total + alpha * (float(p.detach()[h]) * p_o[h]).sqrt() + (1 - alpha) * (p[h] * float(p_o.detach()[h])).sqrt()
     return total / len(clean)
 
 
