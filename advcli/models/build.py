@@ -129,4 +129,7 @@ def _site(network: Network, name: str, where: str) -> str:
 
 def fusion_sites(network: Network, part: schema.HybridStatistics | None) -> tuple[str, ...]:
     """The sites at which a recipe has features fused; UsageError where one is not there."""
-    return tuple(_site(network, name, "model.fusion.at") for name in part.at) if part is not None else ()
+    sites = tuple(_site(network, name, "model.fusion.at") for name in part.at) if part is not None else ()
+    if len(set(sites)) != len(sites):
+        raise UsageError("two names of one site, where features would be fused once", where="model.fusion.at", next="name each site once")
+    return sites

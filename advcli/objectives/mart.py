@@ -40,7 +40,8 @@ class MartObjective(AdversarialObjective):
     """Boosted CE at x_adv + beta * the KL weighted by how unsure the network is of the clean image.
 
     Where gates are, their labels make the decision sure of itself and its doubt almost 0; the doubt is then that of the
-    first auxiliary head, which no gate precedes. That is ours: CAS's code takes the decision's for all heads.
+    first auxiliary head, which no gate precedes; in a step without gates it is the decision's as ever. That is ours: CAS's
+    code takes the decision's for all heads.
     """
 
     def __init__(self, recipe: Recipe, part: Mart) -> None:
@@ -51,7 +52,7 @@ class MartObjective(AdversarialObjective):
     def base(self, passes: Passes) -> LossParts:
         clean, adversarial = passes.pair(self.batch_norm)
         y = passes.batch.labels
-        weight = doubt((*clean.aux_logits, clean.logits)[0], y)
+        weight = doubt((*(clean.aux_logits if passes.gated else ()), clean.logits)[0], y)
         boosted = by_head("bce", lambda logits: boosted_cross_entropy(logits, y), adversarial, aux_weight=self.aux_weight)
         weighted = by_head("weighted_kl", lambda c, a: weighted_kl(c, a, weight), clean, adversarial, aux_weight=self.aux_weight)
         return LossParts(boosted.total + self.beta * weighted.total, boosted.parts | weighted.parts)

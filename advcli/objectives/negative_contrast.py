@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from advcli.draws import Draws
 from advcli.gates.pairing import others
 from advcli.gates.selection import precise
 from advcli.gates.whole import own, whole
-from advcli.models import ModelOutput, Network
+from advcli.models import ModelOutput
 from advcli.objectives.parts import Crafted, LossParts, by_head
 from advcli.objectives.passes import Passes
 from advcli.objectives.term import Term
@@ -90,10 +91,10 @@ class NegativeContrastTerm(Term):
         return self.strategy == "targeted"
 
     @torch.no_grad()
-    def negatives(self, model: Network, batch: Batch, moment: Moment) -> Negatives:
-        """Natural negatives of this step; the network is frozen and in eval mode."""
+    def negatives(self, trace: Callable[[Tensor], ModelOutput], batch: Batch, moment: Moment) -> Negatives:
+        """Natural negatives of this step, as the frozen network that crafting attacks (trace) sees them."""
         sampled = self.strategy in ("soft", "hard") and moment.epoch >= self.warmup
-        logits = precise(model.trace(batch.images).logits) if sampled else None
+        logits = precise(trace(batch.images).logits) if sampled else None
         return choose(self.strategy, batch, Draws(moment.seed, batch.index, "negatives", moment.step), logits)
 
     def loss(self, passes: Passes, crafted: Crafted, aux_weight: float) -> LossParts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from advcli.draws import Draws
 from advcli.gates import open_gate
 from advcli.gates.gate import pool
 from advcli.gates.selection import precise
-from advcli.models import Network, frozen
+from advcli.models import ModelOutput, Network, frozen
 from advcli.models.build import fusion_sites
 from advcli.objectives.hypersphere_contrast import HypersphereContrastTerm
 from advcli.objectives.masked_view import MaskedViewTerm
@@ -129,7 +129,7 @@ class AdversarialObjective(Objective):
             if model.needs_clean_features and self._branch() is None:
                 with torch.no_grad():
                     extra["clean_features"] = precise(pool(model.trace(batch.images).ungated))
-            negatives = contrast.negatives(model, batch, moment) if contrast is not None else None
+            negatives = contrast.negatives(self._trace_now(model, moment), batch, moment) if contrast is not None else None
         with frozen(model, train_mode=self.recipe.batch_norm == "train"):
             if negatives is not None and contrast is not None and contrast.targeted:
                 x_adv, images = self._ascend(model, batch, moment, negatives).chunk(2)
@@ -140,9 +140,13 @@ class AdversarialObjective(Objective):
             extra |= {"negatives": negatives.images, "negative_labels": negatives.labels, "negative_exists": negatives.exists}
         return Crafted(x_adv, extra)
 
+    def _trace_now(self, model: Network, moment: Moment) -> Callable[[Tensor], ModelOutput]:
+        """The network as it stands in this step: deployed, or with its gates open."""
+        return model.trace if self.gated(moment) else partial(model.trace, select=open_gate)
+
     def _ascend(self, model: Network, batch: Batch, moment: Moment, negatives: Negatives | None) -> Tensor:
         """(N, C, H, W) adversarial examples, then as many negatives that are taken for the images' labels, where there are any."""
-        trace = model.trace if self.gated(moment) else partial(model.trace, select=open_gate)
+        trace = self._trace_now(model, moment)
         images, y, loss = batch.images, batch.labels, self.attack_loss
         draws, condition = Draws(moment.seed, batch.index, "craft", moment.step), dict[str, Tensor]()
         if self.recipe.loss == "kl":  # the clean prediction does not change during the ascent: one forward, kept

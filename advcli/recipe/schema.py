@@ -419,6 +419,9 @@ def _check_terms(r: Recipe) -> Iterator[Problem]:
     for number, term in enumerate(r.objective.terms):
         if term.name in names[:number]:
             yield ("objective", "terms", number, "name"), f"{term.name} is named twice"
+        if isinstance(term, NegativeContrast) and term.negatives == "targeted" and r.craft and r.craft.batch_norm == "train":
+            what = "targeted negatives are crafted in one batch with the adversarial examples, whose statistics they would change: use eval"
+            yield ("craft", "batch_norm"), what
         if isinstance(term, HypersphereContrast) and term.similarity != "angular" and "margin" in term.model_fields_set:
             yield ("objective", "terms", number, "margin"), f"similarity {term.similarity} has no margin"
     if r.objective.ramp:

@@ -122,6 +122,12 @@ COMBINATIONS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
         {"objective": {"terms": [ANC, SHC]}},
     ),
     (
+        {"objective": {"terms": [ANC]}, "craft": {"batch_norm": "train"}},
+        "craft.batch_norm",
+        "whose statistics they would change",
+        {"objective": {"terms": [{**ANC, "negatives": "random"}]}, "craft": {"batch_norm": "train"}},
+    ),
+    (
         {"objective": {"terms": [{**SHC, "similarity": "infonce", "margin": 2}]}},
         "objective.terms.0.margin",
         "has no margin",
