@@ -169,7 +169,7 @@ def _fill(column: Column, methods: Sequence[Method]) -> _Filled:
     notes: list[str] = []
     for method, lists in zip(methods, candidates, strict=True):
         missing = [run for run, found in zip(method.runs, lists, strict=True) if not found]
-        notes += [_missing_note(column, run) for run in missing]
+        notes += [_missing_note(column, run) for run in missing if not _attacked(column, run)]
         if len(missing) == len(method.runs):
             cells.append(None)
             continue
@@ -284,6 +284,11 @@ def _is_upper(column: Column, cells: Iterable[dict[str, Any] | None]) -> bool:
         return False
     present = [cell["verdict"] for cell in cells if cell]
     return column.reading != WORST or column.suite in UPPER_BOUNDS or (bool(present) and set(present) == {"upper bound"})
+
+
+def _attacked(column: Column, run: Run) -> bool:
+    """Whether the suite was run, and merely has not that reading of this network, as joint losses of one without auxiliary heads."""
+    return column != CLEAN and any(evaluation.suite == column.suite for evaluation in _own(run))
 
 
 def _missing_note(column: Column, run: Run) -> str:

@@ -169,6 +169,17 @@ def test_rows_under_other_conditions_are_said(made: Make, evaluation: Any) -> No
     assert "quick: rows differ in threat: quickstart linf eps 0.15, c linf eps 0.2" in table(Path("runs/a"), Path("runs/c"))["notes"]
 
 
+def test_a_reading_that_a_network_cannot_have_is_not_called_missing(made: Make, evaluation: Any) -> None:
+    """Joint losses exist for networks with auxiliary heads; the others' suite ran whole without."""
+    plain, gated = made("a", quick=8), made("b", "name=b")
+    attacks = {"pgd-20": [1] * 20, "pgd-20-joint": [0] * 20}
+    evaluation(Path("runs/b/evals/quick-1"), clean=[1] * 20, attacks=attacks, weights=_weights(Path("runs/b")))
+    found = table(plain, gated, columns=("quick/pgd-20-joint",))
+    assert cell(found, 0, "quick/pgd-20-joint") is None
+    assert cell(found, 1, "quick/pgd-20-joint")["mean"] == 0
+    assert not [note for note in found["notes"] if "no quick evaluation" in note]
+
+
 def _weights(run: Path) -> str:
     from advcli.runs.container import read_header
 
