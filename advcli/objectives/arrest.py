@@ -15,7 +15,7 @@ from advcli.draws import Draws
 from advcli.errors import UsageError
 from advcli.gates.selection import precise
 from advcli.models import ModelOutput, Network, frozen
-from advcli.objectives.objective import AdversarialObjective
+from advcli.objectives.objective import AdversarialObjective, clean_features
 from advcli.objectives.parts import Crafted, LossParts, by_head
 from advcli.recipe.schema import Arrest, Recipe
 
@@ -96,7 +96,7 @@ class ArrestObjective(AdversarialObjective):
         """extra: `target`, what the teacher says of the clean images; `replayed` (N,) bool, who was not attacked."""
         replaying = self.replay is not None and moment.epoch < self.replay.until
         taught = self._taught(batch.images) if self.distillation or replaying else None
-        extra: dict[str, Tensor] = {}
+        extra = clean_features(model, batch.images)
         if self.distillation and taught:
             extra["target"] = self._reading(taught)
         if self.replay:
@@ -106,7 +106,8 @@ class ArrestObjective(AdversarialObjective):
         return Crafted(x_adv, extra)
 
     def _attacked(self, model: Network, batch: Batch, moment: Moment) -> Tensor:
-        return super().craft(model, batch, moment).x_adv
+        with frozen(model, train_mode=self.recipe.batch_norm == "train"):
+            return self._ascend(model, batch, moment, None)
 
     @torch.no_grad()
     def _taught(self, images: Tensor) -> ModelOutput:
@@ -144,7 +145,7 @@ class ArrestObjective(AdversarialObjective):
             total = total + float(self.distillation.weight) * distance
         if self.replay:
             parts["replayed"] = crafted.extra["replayed"].float().mean()
-        return LossParts(total, parts | passes.notes)
+        return LossParts(total, parts | passes.notes, passes.extra)
 
     def observe(self, model: Network, batch: Batch) -> dict[str, Tensor]:
         """Cosine of the clean images' features to the teacher's (table 3)."""

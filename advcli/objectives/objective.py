@@ -31,6 +31,15 @@ from advcli.recipe.schema import Recipe, step_size
 __all__ = ["AdversarialObjective", "Crafted", "LossParts", "Objective", "by_head"]
 
 
+@torch.no_grad()
+def clean_features(model: Network, images: Tensor) -> dict[str, Tensor]:
+    """{clean_features: (N, C)} of the clean images in eval mode, where a gate's training reads them; else nothing."""
+    if not model.needs_clean_features:
+        return {}
+    with frozen(model):
+        return {"clean_features": precise(pool(model.trace(images).ungated))}
+
+
 class Objective(nn.Module):
     """Craft, then score. `loss` is pure: it moves no state of the objective and may be called twice with equal draws.
 
@@ -45,7 +54,7 @@ class Objective(nn.Module):
         return []
 
     def craft(self, model: Network, batch: Batch, moment: Moment) -> Crafted:
-        return Crafted(batch.images)
+        return Crafted(batch.images, clean_features(model, batch.images))
 
     def loss(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> LossParts:
         raise NotImplementedError
@@ -64,6 +73,8 @@ class Objective(nn.Module):
 
     def after_step(self, model: Network, batch: Batch, scored: LossParts, moment: Moment) -> None:
         """Prototypes, moving targets, averages: the only place where the objective's state moves, and that of the gates."""
+        if "clean_features" in scored.extra:
+            model.follow(scored.extra["clean_features"], batch.labels)
 
 
 class AdversarialObjective(Objective):
@@ -123,12 +134,9 @@ class AdversarialObjective(Objective):
         Gates open by their own decision, never by labels: such an attack would be far too weak. Targeted negatives, where a
         term wants them, are crafted in the same ascent.
         """
-        extra: dict[str, Tensor] = {}
+        extra = clean_features(model, batch.images) if self._branch() is None else {}
         contrast = self._contrast()
         with frozen(model):
-            if model.needs_clean_features and self._branch() is None:
-                with torch.no_grad():
-                    extra["clean_features"] = precise(pool(model.trace(batch.images).ungated))
             negatives = contrast.negatives(self._trace_now(model, moment), batch, moment) if contrast is not None else None
         with frozen(model, train_mode=self.recipe.batch_norm == "train"):
             if negatives is not None and contrast is not None and contrast.targeted:
@@ -206,12 +214,7 @@ class AdversarialObjective(Objective):
             total, parts = total + value, parts | named
         if self.ramp is not None:
             parts["gated"] = torch.tensor(float(passes.gated), device=total.device)
-        extra = {"clean_features": passes.clean_features} if passes.clean_features is not None else {}
-        return LossParts(total, parts | passes.notes, extra)
-
-    def after_step(self, model: Network, batch: Batch, scored: LossParts, moment: Moment) -> None:
-        if "clean_features" in scored.extra:
-            model.follow(scored.extra["clean_features"], batch.labels)
+        return LossParts(total, parts | passes.notes, passes.extra)
 
 
 def build_term(part: schema.Term) -> Term:

@@ -57,6 +57,11 @@ class Passes:
         self.clean_features = pool(views.clean.features).detach() if views is not None else clean_features
         self.notes: dict[str, Tensor] = {}
 
+    @property
+    def extra(self) -> dict[str, Tensor]:
+        """What moves the gates' own state after the step."""
+        return {} if self.clean_features is None else {"clean_features": self.clean_features}
+
     def route(self, name: str, labels: Tensor) -> Route:
         """Gates opened by labels (N,) and fusions drawn anew; name: of the pass, so that each has draws of its own."""
         if not self.gated:

@@ -20,6 +20,6 @@ class StandardTraining(Objective):
         self.aux_weight = float(part.aux_weight)
 
     def loss(self, model: Network, batch: Batch, crafted: Crafted, moment: Moment) -> LossParts:
-        passes = Passes(model, batch, batch.images, moment)
+        passes = Passes(model, batch, batch.images, moment, clean_features=crafted.extra.get("clean_features"))
         ce = by_head("ce", lambda logits: F.cross_entropy(logits, batch.labels), passes.clean, aux_weight=self.aux_weight)
-        return ce._replace(parts=ce.parts | passes.notes)
+        return LossParts(ce.total, ce.parts | passes.notes, passes.extra)
