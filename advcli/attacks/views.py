@@ -52,7 +52,7 @@ def _agreed(output: ModelOutput, y: Tensor, condition: Condition) -> Tensor:
 
 
 OPEN = View(lambda network, x, condition: network.trace(x, open_gate))
-"""All gates open: an ordinary network."""
+"""All gates open: the same weights as an ordinary network."""
 
 FORCED = View(lambda network, x, condition: network.trace(x, forced(condition["target"])), _agreed)
 """All gates opened by the attack's target class; for the loss `conjunction`, which makes the gates choose it too."""
@@ -69,10 +69,13 @@ def straight(temperature: float) -> View:
 
 
 def auxiliary(number: int) -> View:
-    """The number-th gate's own logits, in network order, in the place of the decision. The first precedes every gate."""
+    """The number-th gate's own logits, in network order, in the place of the decision; the gates before it softened.
+
+    The first precedes every gate, so it is an ordinary network.
+    """
 
     def see(network: Network, x: Tensor, condition: Condition) -> ModelOutput:
-        output = network.trace(x)
+        output = network.trace(x, soft(1.0) if number else None)
         return output._replace(logits=output.aux_logits[number], aux_logits=())
 
     return View(see)

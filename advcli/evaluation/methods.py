@@ -97,11 +97,17 @@ def _methods(runs: Sequence[Run]) -> list[Method]:
     """In the order of first appearance. UsageError where a seed would count twice."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run_folder.method(run.recipe) if run.recipe else str(run.folder), []).append(run)
+        groups.setdefault(f"{run_folder.method(run.recipe)} {_start(run)}" if run.recipe else str(run.folder), []).append(run)
     for group in groups.values():
         _check_seeds(group)
     names = _names([group[0] for group in groups.values()])
     return [Method(name, tuple(group)) for name, group in zip(names, groups.values(), strict=True)]
+
+
+def _start(run: Run) -> str:
+    """The name of what it was finetuned from: runs from different beginnings are different methods."""
+    start = (run.header or {}).get("init")
+    return str(start.get("name")) if isinstance(start, dict) else ""
 
 
 def _check_seeds(group: Sequence[Run]) -> None:

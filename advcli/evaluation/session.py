@@ -62,6 +62,8 @@ def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     if options.gate is not None:
         loaded = _with_gate(loaded, options.gate)
     sources = tuple(_source(loaded, path) for path in options.source)
+    if len({(source.header["tensors_sha256"], source.architecture) for source in sources}) < len(sources):
+        raise UsageError("two sources are the same network", where="--source", next="name each once")
     head_of(loaded.network, options.head)
     radius, eps_text = threat(loaded, options)
     split, data = _images(loaded, options)
@@ -88,7 +90,7 @@ def _source(loaded: Loaded, path: Path) -> Loaded:
     if source.header["classes"] != loaded.header["classes"] or (a.channels, a.size) != (b.channels, b.size):
         what = "the source is for other classes or images than the checkpoint"
         raise CheckpointError(what, where=str(source.path), next="name one that was trained on the same data set")
-    if source.header["tensors_sha256"] == loaded.header["tensors_sha256"]:
+    if (source.header["tensors_sha256"], b) == (loaded.header["tensors_sha256"], a):
         raise UsageError("the source is the checkpoint itself", where=str(source.path), next="--suite quick attacks it directly")
     return source
 
@@ -122,9 +124,11 @@ def check_trustworthy(report: dict[str, Any]) -> None:
 
 
 def _harder(report: dict[str, Any]) -> str:
+    if report["gated"] and report["suite"] != "adaptive":
+        return "--suite adaptive knows the network's gates and comes closer"
     return (
         "--suite aa attacks harder"
-        if report["suite"] not in ("aa", "aa-plus")
+        if report["suite"] not in ("aa", "aa-plus", "adaptive")
         else "see the notes of the report for what the suite does not attack"
     )
 

@@ -54,6 +54,7 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "data": header["data"].get("name"),
         "split": header["split"],
         "head": header.get("head", "final"),
+        "gated": header.get("gated", False),
         "threat": header["threat"],
         "suite": header["suite"],
         "protocol": header["protocol"],

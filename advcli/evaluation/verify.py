@@ -80,8 +80,8 @@ def gather(folder: Path, *, checkpoint: Path | None, data_root: str | None) -> E
 def _as_judged(loaded: Loaded, header: dict[str, Any]) -> Loaded:
     """The checkpoint with the gate that was put on it for the evaluation, where one was."""
     judged = Architecture.from_json(header["identity"]["architecture"])
-    if judged.gates == loaded.architecture.gates:
-        return loaded
+    if judged.gates == loaded.architecture.gates or loaded.architecture.gates or len(judged.gates) != 1:
+        return loaded  # where it is another network, its digest will tell
     network, architecture = with_gate(loaded.network, loaded.architecture, *judged.gates)
     return dataclasses.replace(loaded, network=network, architecture=architecture)
 

@@ -22,7 +22,8 @@ class ChannelPrompt(Gate):
     largest cosine of the features that it sees. How prototypes are kept is not said in the paper:
 
     - `mean`: moving means of clean features a class, scaled to mean 1, so that the gate keeps the features' size (ours).
-    - `classifier`: the rows of the network's classifier, as class activation maps have them and as eq. 13 suggests.
+    - `classifier`: the rows of the network's classifier, as class activation maps have them and as eq. 13 suggests. With a
+      clean branch its features are compared with these rows, which only the contrast between the two makes alike (ours).
 
     temperature turns cosines into logits; the paper has no loss on them, and without one the gate's decision is untrained.
     """

@@ -116,6 +116,8 @@ def _gates(network: Network, a: Architecture) -> dict[str, Gate]:
             if needs_final_channels(part) and channels != network.feature_channels:
                 what = f"{part.name} multiplies by rows of {network.feature_channels} values, and {name} has {channels} channels"
                 raise UsageError(what, where=where, next="put it into the last stage, such as at: [features]")
+            if isinstance(part, schema.ChannelPrompt) and part.top_k > a.num_classes:
+                raise UsageError(f"the top {part.top_k} of {a.num_classes} classes", where=f"model.gates.{number}.top_k")
             gates[site] = build_gate(part, channels, a.num_classes)
     return gates
 

@@ -120,9 +120,10 @@ class Network(nn.Module):
         fuse = fuse or {}
         for name in self.block_names:
             x = self.run_block(name, x)
-            if name in self.gate_sites:
-                x = self.enter(name, x)
-            x = self._gated(name, fuse[name](x) if name in fuse else x, select, aux)
+            read = self.enter(name, x) if name in self.gate_sites else x
+            fused = fuse[name](read) if name in fuse else read
+            gated = self._gated(name, fused, select, aux)
+            x = x if gated is read else gated  # an open gate hands on what came, not how it read it
         x = self.finish(x)
         ungated = fuse[FEATURES](x) if FEATURES in fuse else x
         features = self._gated(FEATURES, ungated, select, aux)
@@ -140,6 +141,7 @@ class Network(nn.Module):
         openings = {
             site: gate.opening(y, self.num_classes, draws.sub(site), clean, self.head())
             for site, gate in zip(self.gate_sites, self._gates(), strict=True)
+            if not gate.never_closes
         }
         notes = {f"{name}.{site}": value for site, opening in openings.items() for name, value in opening.notes.items()}
         return Opening(by_site({site: opening.select for site, opening in openings.items()}), notes)
@@ -147,7 +149,11 @@ class Network(nn.Module):
     @property
     def gated(self) -> bool:
         """Whether the decision passes a gate that closes, which hides its gradient."""
-        return any(not gate.never_closes for gate in self._gates())
+        return self.gated_before(len(self.gate_sites))
+
+    def gated_before(self, number: int) -> bool:
+        """The same of the number-th gate's own logits, in network order."""
+        return any(not gate.never_closes for gate in self._gates()[:number])
 
     def _gates(self) -> list[Gate]:
         return [gate for gate in self.gates if isinstance(gate, Gate)]

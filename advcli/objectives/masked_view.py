@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from advcli.attacks.losses import kl
 from advcli.data import Batch, DataSet, Moment
 from advcli.draws import Draws
+from advcli.errors import UsageError
 from advcli.models import Network
 from advcli.objectives.parts import Crafted, LossParts
 from advcli.objectives.passes import Passes, Views
@@ -48,6 +49,10 @@ class MaskedViewTerm(Term):
         self.encoder: nn.Module = nn.Identity()
 
     def setup(self, model: Network, data: DataSet) -> None:
+        side = data.train.images.shape[-1]
+        if 0 < side <= self.patch:
+            what = f"a patch of {self.patch} pixels is the whole image of {side}: nothing would be masked"
+            raise UsageError(what, where="objective.terms: masked-view.patch", next=f"a patch of {max(1, side // 8)} gives 8 x 8 of them")
         encoder = copy.deepcopy(model)
         encoder.put_gates({})
         self.encoder = encoder.train()

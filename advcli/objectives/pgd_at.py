@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 
 from advcli.objectives.objective import AdversarialObjective
@@ -25,7 +24,6 @@ class PgdAtObjective(AdversarialObjective):
 
     def base(self, passes: Passes) -> LossParts:
         if self.clean_pass:
-            with torch.no_grad():
-                _ = passes.clean
+            _ = passes.clean  # without a graph, unless a term learns through it
         y = passes.batch.labels
         return by_head("ce_adv", lambda logits: F.cross_entropy(logits, y), passes.adversarial, aux_weight=self.aux_weight)

@@ -356,11 +356,6 @@ def step_size(recipe: Recipe) -> float:
     return float(given) if given is not None else float(recipe.threat.eps) / 4
 
 
-def head_weight(recipe: Recipe) -> float:
-    """Weight of the mean loss of auxiliary heads, where the network has some."""
-    return float(recipe.objective.aux_weight)
-
-
 Problem = tuple[Path, str]
 
 
@@ -408,8 +403,8 @@ def _check_gates(r: Recipe) -> Iterator[Problem]:
             yield ("model", "gates", number, "prototypes"), "rows of a classifier over cells are no class prototypes: use mean, or cells 1"
     if r.model.fusion and len(set(r.model.fusion.at)) != len(r.model.fusion.at):
         yield ("model", "fusion", "at"), "a site is named twice"
-    if r.model.fusion and isinstance(r.objective, Standard):
-        yield ("model", "fusion"), "objective standard knows no fusion: use pgd-at, trades or mart"
+    if r.model.fusion and isinstance(r.objective, Standard | Arrest):
+        yield ("model", "fusion"), f"objective {r.objective.name} reads an image's own features: use pgd-at, trades or mart"
 
 
 def _check_terms(r: Recipe) -> Iterator[Problem]:
@@ -422,11 +417,16 @@ def _check_terms(r: Recipe) -> Iterator[Problem]:
         if isinstance(term, NegativeContrast) and term.negatives == "targeted" and r.craft and r.craft.batch_norm == "train":
             what = "targeted negatives are crafted in one batch with the adversarial examples, whose statistics they would change: use eval"
             yield ("craft", "batch_norm"), what
+        if isinstance(term, NegativeContrast) and any(gate.name == "channel-prompt" for gate in r.model.gates):
+            what = "a channel-prompt gate is opened by the clean twin's features, and a crafted negative has none"
+            yield ("objective", "terms", number, "name"), what
+        if isinstance(term, HypersphereContrast) and r.model.fusion:
+            yield ("objective", "terms", number, "name"), "features that were fused with another image's are no twin of the clean ones"
         if isinstance(term, HypersphereContrast) and term.similarity != "angular" and "margin" in term.model_fields_set:
             yield ("objective", "terms", number, "margin"), f"similarity {term.similarity} has no margin"
     if r.objective.ramp:
-        if not r.model.gates and not r.model.fusion:
-            yield ("objective", "ramp"), "there is nothing to ramp up: the model has neither gates nor a fusion"
+        if all(gate.open for gate in r.model.gates) and not r.model.fusion:
+            yield ("objective", "ramp"), "there is nothing to ramp up: the model has neither gates that close nor a fusion"
         elif r.objective.ramp.epochs > r.schedule.epochs:
             yield ("objective", "ramp", "epochs"), f"the gates would not be on by the last epoch, {r.schedule.epochs}"
 

@@ -133,7 +133,10 @@ def show_training(outcome: Mapping[str, Any]) -> None:
         if part:
             robust = f"{percent(part['robust'])} % {interval(part['robust'], part['n'])}, an upper bound"
             OUT.print(escape(f"{title} (n = {part['n']}): clean {percent(part['clean'])} %, {part['attack']} {robust}"))
-    OUT.print(f"next: advcli attack {escape(outcome['checkpoint'])} --suite aa")
+            if part.get("seen_by_start"):
+                OUT.print("note the checkpoint it started from may have been trained on them: its seed, limit or validation is another")
+    suite = "adaptive" if "aux0" in (outcome["measured"].get("train") or outcome["measured"].get("validation") or {}) else "aa"
+    OUT.print(f"next: advcli attack {escape(outcome['checkpoint'])} --suite {suite}")
     OUT.print(f"[bold]{escape(outcome['checkpoint'])}[/bold] epoch {outcome['best_epoch']} of {outcome['epochs']}")
 
 

@@ -88,8 +88,11 @@ def check_fit(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, 
         raise CheckpointError("the weights do not fit the network\n" + "\n".join(rows), where=where)
 
 
-def initialise_from(network: Network, path: Path, architecture: Architecture, classes: Sequence[str]) -> None:
-    """Copy the weights of a model file into a network of the same architecture, normalisation and classes (`model.init`)."""
+def initialise_from(network: Network, path: Path, architecture: Architecture, classes: Sequence[str]) -> dict[str, Any]:
+    """Copy the weights of a model file into a network of the same architecture, normalisation and classes (`model.init`).
+
+    Returns the file's header.
+    """
     loaded = load_network(path)
     state = loaded.network.state_dict()
     check_fit({k: tuple(t.shape) for k, t in network.state_dict().items()}, {k: tuple(t.shape) for k, t in state.items()}, str(path))
@@ -102,6 +105,7 @@ def initialise_from(network: Network, path: Path, architecture: Architecture, cl
         what = f"the checkpoint goes with another normalisation (mean, std): {trained} instead of {given}"
         raise CheckpointError(what, where=str(path), next="give the recipe the model.mean and model.std of the checkpoint")
     network.load_state_dict(state)
+    return loaded.header
 
 
 def _few(names: Sequence[str]) -> str:

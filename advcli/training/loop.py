@@ -65,6 +65,8 @@ class _Run:
         self.state_file = folder / "state.safetensors"
         if resume and self.state_file.is_file():
             self.counters, self.sums = state.load(self.state_file, self.modules, parts.optimizer, parts.device)
+        else:
+            self.counters.start = parts.start
         self.log = Log(folder / "metrics.jsonl", self.counters.log_size)
         self.timing = Log(folder / "timing.jsonl", self.counters.timing_size)
         self.first_bad = torch.tensor(_NEVER, device=parts.device)
@@ -109,7 +111,9 @@ class _Run:
     def _account(self, step: int, scalars: dict[str, Tensor]) -> None:
         """Add a step's scalars to the epoch's sums on the device; remember the first step whose loss was no number."""
         for name, value in scalars.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), dtype=torch.float64, device=value.device)) + value
+            zero = torch.zeros((), dtype=torch.float64, device=value.device)
+            self.sums[name] = self.sums.get(name, zero) + value
+            self.sums[f"#{name}"] = self.sums.get(f"#{name}", zero) + 1  # some are known in some steps only
         bad = torch.where(torch.isfinite(scalars["loss"]), _NEVER, step)
         self.first_bad = torch.minimum(self.first_bad, bad)
 
@@ -122,7 +126,8 @@ class _Run:
         steps = (c.epoch + 1) * self.parts.steps_per_epoch
         rate = float(recipe.optim.lr) * schedule.factor(recipe.schedule, steps - 1, self.parts.steps_per_epoch)
         event: dict[str, Any] = {"event": "epoch", "epoch": c.epoch + 1, "step": steps, "lr": rate}
-        event |= {name: float(total) / self.parts.steps_per_epoch for name, total in sorted(self.sums.items())}
+        means = {name: float(total / self.sums[f"#{name}"]) for name, total in self.sums.items() if not name.startswith("#")}
+        event |= dict(sorted(means.items()))
         if last or (c.epoch + 1) % recipe.select.every == 0:
             event |= self._measure(kept)
             self._select(kept, event)
@@ -136,6 +141,7 @@ class _Run:
 
     def _measure(self, kept: Network) -> dict[str, Any]:
         steps, seed = selection_steps(self.recipe.select.metric), self.recipe.seed
+        weight = float(self.recipe.objective.aux_weight) if kept.gate_sites else 0.0
         result = {}
         try:
             for name, split in (("validation", self.parts.data.validation), ("train", self.parts.monitored)):
@@ -147,11 +153,14 @@ class _Run:
                         steps=steps,
                         seed=seed,
                         stop=lambda: self.stop.requested,
+                        aux_weight=weight,
                         observe=self.parts.objective.observe,
                     )
-                    result[name] = {**values, "attack": f"pgd-{steps}"}
+                    result[name] = {**values, "attack": f"pgd-{steps}-joint" if weight else f"pgd-{steps}"}
         except StoppedError:
             self._leave()
+        if self.counters.start and self.counters.start["saw_held_out"] and "validation" in result:
+            result["validation"]["seen_by_start"] = True
         return result
 
     def _select(self, kept: Network, event: dict[str, Any]) -> None:
@@ -175,6 +184,7 @@ class _Run:
             "data": recipe["data"],
             "threat": recipe["threat"],
             "objective": recipe["objective"],
+            "init": self.counters.start,
             "selection": {"metric": self.recipe.select.metric, "split": self.recipe.select.split, "measured": event.get("validation")},
             "recipe_sha256": self.digest,
             "seed": self.recipe.seed,

@@ -41,15 +41,17 @@ def measure(
     steps: int,
     seed: int,
     stop: Callable[[], bool],
+    aux_weight: float = 0.0,
     observe: Callable[[Network, Batch], dict[str, Tensor]] = lambda model, batch: {},
 ) -> dict[str, float]:
     """{n, clean, robust}: fractions of the split under PGD of step eps / 4 from one uniform start, the same in every epoch.
 
-    A random start and one restart: good for comparing epochs, an upper bound as a robust accuracy. Of gated networks also the
-    accuracy of each auxiliary head and how often it agrees with the decision. observe: an objective's own values on clean
-    images, whose means are added by name. Gates open by themselves, never by labels.
+    A random start and one restart: good for comparing epochs, an upper bound as a robust accuracy. aux_weight: of the mean loss
+    of auxiliary heads, by which a gated network must be attacked: through the gate alone the most masked epoch would look
+    best. Of gated networks also the accuracy of each auxiliary head and how often it agrees with the decision. observe: an
+    objective's own values on clean images, whose means are added by name. Gates open by themselves, never by labels.
     """
-    attack = Pgd(threat, attack_loss("ce"), steps=steps, step_size=threat.eps / 4)
+    attack = Pgd(threat, attack_loss("ce", aux_weight), steps=steps, step_size=threat.eps / 4)
     size = math.ceil(len(split) / math.ceil(len(split) / _CHUNK))
     clean = robust = 0
     watched: dict[str, float] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +32,7 @@ class Assembly:
     model: Network
     objective: Objective
     optimizer: torch.optim.SGD
+    start: dict[str, Any] | None = None  # the receipt of the checkpoint that training starts from
 
     @property
     def steps_per_epoch(self) -> int:
@@ -58,8 +60,11 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     part, classes = recipe.model, len(data.classes)
     architecture = Architecture(part.arch, float(part.width), classes, channels, height, mean, std, part.cells, part.gates)
     model = build(architecture, recipe.seed)
+    start = None
     if recipe.model.init is not None:
-        checkpoint.initialise_from(model, Path(recipe.model.init), architecture, data.classes)
+        header = checkpoint.initialise_from(model, Path(recipe.model.init), architecture, data.classes)
+        start = {key: header.get(key) for key in ("name", "seed", "tensors_sha256", "recipe_sha256")}
+        start["saw_held_out"] = _saw_held_out(recipe, header)
     model.to(device)
     data = DataSet(data.train.to(device), data.validation.to(device), data.classes)
     objective = build_objective(recipe).to(device)
@@ -74,4 +79,11 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     )
     size = min(recipe.select.train_images, len(data.train))
     monitored = data.train.take(stratified_part(data.train.labels.cpu(), size, recipe.seed, "monitor")[0].to(device))
-    return Assembly(recipe, device, data, monitored, architecture, model, objective, optimizer)
+    return Assembly(recipe, device, data, monitored, architecture, model, objective, optimizer, start)
+
+
+def _saw_held_out(recipe: Recipe, header: dict[str, Any]) -> bool:
+    """Whether the checkpoint to start from may have been trained on images that this recipe holds out: seed and limit split them."""
+    stored, own = header["data"], recipe.data.model_dump(mode="json")
+    same = header.get("seed") == recipe.seed and all(stored.get(key) == own[key] for key in ("limit", "validation"))
+    return bool(own["validation"]) and stored.get("name") == own["name"] and not same

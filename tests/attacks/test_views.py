@@ -43,9 +43,9 @@ def test_each_view_is_the_pass_it_names() -> None:
     assert torch.equal(seen(softened(0.7)).logits, made.trace(x, soft(0.7)).logits)
     assert torch.equal(seen(straight(0.3)).logits, made.trace(x).logits)
     assert torch.equal(seen(FORCED, target).logits, made.trace(x, forced(target)).logits)
-    for number in (0, 1):
-        assert torch.equal(seen(auxiliary(number)).logits, made.trace(x).aux_logits[number])
-        assert seen(auxiliary(number)).aux_logits == ()
+    assert torch.equal(seen(auxiliary(0)).logits, made.trace(x).aux_logits[0])
+    assert torch.equal(seen(auxiliary(1)).logits, made.trace(x, soft(1.0)).aux_logits[1]), "through the gates before it, softened"
+    assert seen(auxiliary(0)).aux_logits == seen(auxiliary(1)).aux_logits == ()
 
 
 def test_the_first_auxiliary_head_does_not_depend_on_any_gate() -> None:

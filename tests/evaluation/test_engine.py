@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 KEYS = {
     *("checkpoint", "threat", "suite", "protocol", "n", "clean", "attacks", "robust", "ci", "borderline", "seconds"),
     *("forwards", "backwards", "flags", "verdict"),
-    *("per_class", "worst_class", "identity", "data", "head", "split", "notes"),
+    *("per_class", "worst_class", "identity", "data", "head", "gated", "split", "notes"),
 }
 
 

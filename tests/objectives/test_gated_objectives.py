@@ -15,6 +15,7 @@ from advcli.attacks import Surrogate, Threat, ascend
 from advcli.attacks.losses import attack_loss
 from advcli.data import Batch, DataSet, Moment, Split
 from advcli.draws import Draws
+from advcli.errors import UsageError
 from advcli.gates import forced, labels, open_gate
 from advcli.gates.channel_prompt import ChannelPrompt
 from advcli.models import Architecture, Network, build
@@ -601,8 +602,13 @@ def test_small_batches_train(method: str, n: int, classes: int) -> None:
     assert all(bool(value.isfinite().all()) for value in state(model, objective).values())
 
 
-def test_more_prompts_than_classes_are_all_classes() -> None:
-    model, objective = assemble({"gates": [{**PROMPT, "top_k": 9}]}, {"name": "pgd-at"}, classes=3)
+def test_more_prompts_than_classes_are_refused() -> None:
+    with pytest.raises(UsageError, match="the top 9 of 3 classes"):
+        assemble({"gates": [{**PROMPT, "top_k": 9}]}, {"name": "pgd-at"}, classes=3)
+
+
+def test_as_many_prompts_as_classes_are_all_classes() -> None:
+    model, objective = assemble({"gates": [{**PROMPT, "top_k": 3}]}, {"name": "pgd-at"}, classes=3)
     batch = example(classes=3)
     passes = objective.passes(model, batch, objective.craft(model, batch, MOMENT), MOMENT)
     s = passes.route("adversarial", batch.labels).select("features", torch.zeros(15, 3))

@@ -112,7 +112,7 @@ COMBINATIONS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
     (
         {"model": {"fusion": FUSION}, "objective": {"name": "standard"}, "craft": None},
         "model.fusion",
-        "knows no fusion",
+        "an image's own features",
         {"model": {"gates": [CAS]}, "objective": {"name": "standard"}, "craft": None},
     ),
     (
@@ -126,6 +126,18 @@ COMBINATIONS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
         "craft.batch_norm",
         "whose statistics they would change",
         {"objective": {"terms": [{**ANC, "negatives": "random"}]}, "craft": {"batch_norm": "train"}},
+    ),
+    (
+        {"model": {"gates": [{"name": "channel-prompt"}]}, "objective": {"terms": [ANC]}},
+        "objective.terms.0.name",
+        "a crafted negative has none",
+        {"model": {"gates": [CAS]}, "objective": {"terms": [ANC]}},
+    ),
+    (
+        {"model": {"fusion": FUSION}, "objective": {"terms": [SHC]}},
+        "objective.terms.0.name",
+        "no twin of the clean ones",
+        {"model": {"fusion": FUSION}, "objective": {"terms": [ANC]}},
     ),
     (
         {"objective": {"terms": [{**SHC, "similarity": "infonce", "margin": 2}]}},
