@@ -129,7 +129,7 @@ def test_only_autoattack_is_more_than_an_upper_bound(name: str) -> None:
 
 def test_help_names_every_suite() -> None:
     text = " ".join(CliRunner().invoke(app, ["attack", "--help"]).stdout.replace("│", " ").split())
-    assert "quick, paper, fast, aa, aa-plus or transfer" in text
+    assert "quick, paper, fast, aa, aa-plus, adaptive or transfer" in text
 
 
 @pytest.mark.parametrize("classes", [10, 4, 3, 2])
