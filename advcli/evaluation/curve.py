@@ -77,7 +77,7 @@ def summarise(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         points.append(point)
     first = reports[0]
     return {
-        **{key: first[key] for key in ("checkpoint", "data", "split", "head", "suite", "protocol", "n", "clean")},
+        **{key: first[key] for key in ("checkpoint", "data", "split", "head", "gated", "suite", "protocol", "n", "clean")},
         "threat": {"norm": first["threat"]["norm"], "eps": [point["eps"] for point in points], "bounds": first["threat"]["bounds"]},
         "curve": points,
         "evaluations": reports,
