@@ -1,4 +1,4 @@
-"""Surrogates that know a gate: the same weights, seen so that a gradient finds its way (gated-networks' adaptive attacks)."""
+"""Surrogates that know a gate: the same weights, seen so that a gradient finds its way (adaptive attacks: Tramer et al., NeurIPS 2020)."""
 
 from __future__ import annotations
 

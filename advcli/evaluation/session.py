@@ -20,7 +20,7 @@ from advcli.models import head_of, with_gate
 from advcli.recipe.number import parse_number
 from advcli.recipe.schema import DATA_SETS, Data, Gate
 from advcli.recipe.schema import Threat as ThreatPart
-from advcli.runs.checkpoint import Loaded, load_network
+from advcli.runs.checkpoint import Loaded, few, load_network
 from advcli.runs.folder import model_file, newest_checkpoint
 from advcli.training.cost import forward_flops
 from advcli.training.device import pick_device
@@ -63,7 +63,7 @@ def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
         loaded = _with_gate(loaded, options.gate)
     sources = tuple(_source(loaded, path) for path in options.source)
     if len({(source.header["tensors_sha256"], source.architecture) for source in sources}) < len(sources):
-        raise UsageError("two sources are the same network", where="--source", next="name each once")
+        raise UsageError("a source is named twice: two are the same network", where="--source", next="name each once")
     head_of(loaded.network, options.head)
     radius, eps_text = threat(loaded, options)
     split, data = _images(loaded, options)
@@ -79,8 +79,6 @@ def _check_sources(options: Options) -> None:
     if bool(options.source) != (options.suite == TRANSFER):
         what = "a transfer attack needs other networks to be crafted on" if not options.source else f"suite {options.suite} has no sources"
         raise UsageError(what, where="--source", next="advcli attack CKPT --suite transfer --source OTHER")
-    if len(set(options.source)) < len(options.source):
-        raise UsageError("a source is named twice", where="--source", next="name each once")
 
 
 def _source(loaded: Loaded, path: Path) -> Loaded:
@@ -178,7 +176,7 @@ def _images(loaded: Loaded, options: Options) -> tuple[Split, dict[str, Any]]:
     expected = tuple(loaded.header.get("classes", ()))
     if classes != expected:
         raise DataError(
-            f"the data set has other classes than the checkpoint: {_few(classes)} instead of {_few(expected)}",
+            f"the data set has other classes than the checkpoint: {few(classes)} instead of {few(expected)}",
             where=data.name,
             next="name the right one with --data and --data-root",
         )
@@ -187,7 +185,3 @@ def _images(loaded: Loaded, options: Options) -> tuple[Split, dict[str, Any]]:
     if shape != takes:
         raise DataError(f"images are {shape} (channels, height, width), and the network takes {takes}", where=data.name)
     return split, data.model_dump(mode="json")
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")

@@ -87,10 +87,14 @@ def _pgd_family(threat: Threat, label: str, size: float) -> Entry:
     return _pgd(f"pgd-100@{label}", threat, 100, size, label, tuple((f"pgd-{k}@{label}", k) for k in (10, 20, 50, 100)))
 
 
+def _aim(num_classes: int) -> tuple[Literal["dlr-targeted", "targeted"], int]:
+    """Loss and number of targets of targeted Auto-PGD: AutoAttack's, but the margin below four classes, where DLR is not defined."""
+    return ("dlr-targeted" if num_classes >= 4 else "targeted"), min(9, num_classes - 1)
+
+
 def _aa(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
     """Standard AutoAttack (Croce, Hein 2020), native. Below four classes its targeted DLR loss is not defined: the margin instead."""
-    targets = min(9, num_classes - 1)
-    loss: Literal["dlr-targeted", "targeted"] = "dlr-targeted" if num_classes >= 4 else "targeted"
+    loss, targets = _aim(num_classes)
     words = "targeted DLR loss" if num_classes >= 4 else "targeted margin"
     return (
         Entry("apgd-ce", Apgd(threat, "ce"), "Auto-PGD on the cross-entropy, 100 steps", on="survivors"),
@@ -119,8 +123,7 @@ def _fast(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
     Whoever stands then gets all steps on up to nine targets. FAB is left out, and Square's 500 queries are a sign of masked
     gradients rather than an attack, so this is an upper bound.
     """
-    targets = min(9, num_classes - 1)
-    loss: Literal["dlr-targeted", "targeted"] = "dlr-targeted" if num_classes >= 4 else "targeted"
+    loss, targets = _aim(num_classes)
     words = f"Auto-PGD on the {'targeted DLR loss' if num_classes >= 4 else 'targeted margin'}"
     short = Apgd(threat, loss, steps=20, targets=min(3, targets), ranked=True)
     return (
@@ -169,9 +172,8 @@ def gate_entries(threat: Threat, num_classes: int, heads: int, aux_weight: float
     last what the papers call adaptive, the joint loss through the gates as they are. Not here yet: annealed temperatures, FAB
     and Square on the first head, transfer from other networks; so the result stays an upper bound.
     """
-    few, targets = num_classes < 4, min(9, num_classes - 1)
-    aimed: Literal["dlr-targeted", "targeted"] = "targeted" if few else "dlr-targeted"
-    ce, to_targets = Apgd(threat, "ce"), Apgd(threat, aimed, targets=targets)
+    loss, targets = _aim(num_classes)
+    ce, to_targets = Apgd(threat, "ce"), Apgd(threat, loss, targets=targets)
     rows: list[tuple[str, Apgd, View | None, str]] = [
         *((f"apgd-ce@aux{number}", ce, auxiliary(number), f"auxiliary head {number}") for number in range(heads)),
         ("apgd-t@aux0", to_targets, auxiliary(0), "auxiliary head 0, towards each of the likeliest targets"),

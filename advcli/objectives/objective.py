@@ -83,6 +83,9 @@ class AdversarialObjective(Objective):
     A subclass gives `base`; the terms of the recipe, the gates' openings, the ramp and the state of the gates come with it.
     """
 
+    learns_from_clean: bool = True
+    """Whether the objective itself learns through its clean pass."""
+
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         part = recipe.objective
@@ -198,9 +201,6 @@ class AdversarialObjective(Objective):
             views=branch.views(batch, moment) if branch is not None else None,
             clean_features=crafted.extra.get("clean_features"),
         )
-
-    learns_from_clean: bool = True
-    """Whether the objective itself learns through its clean pass."""
 
     def base(self, passes: Passes) -> LossParts:
         """The objective without its terms."""

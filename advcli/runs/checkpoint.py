@@ -98,7 +98,7 @@ def initialise_from(network: Network, path: Path, architecture: Architecture, cl
     check_fit({k: tuple(t.shape) for k, t in network.state_dict().items()}, {k: tuple(t.shape) for k, t in state.items()}, str(path))
     own, wanted = loaded.header["classes"], list(classes)
     if own != wanted:
-        what = f"the checkpoint was trained on other classes: {_few(own)} instead of {_few(wanted)}"
+        what = f"the checkpoint was trained on other classes: {few(own)} instead of {few(wanted)}"
         raise CheckpointError(what, where=str(path), next="start from a checkpoint that was trained on this data set")
     trained, given = ((a.mean, a.std) for a in (loaded.architecture, architecture))
     if trained != given:
@@ -108,7 +108,8 @@ def initialise_from(network: Network, path: Path, architecture: Architecture, cl
     return loaded.header
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first four names, and how many there are in all where there are more; for messages."""
     return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
 
 

@@ -44,15 +44,10 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], bytes]:
     """(header, file) of a container of that kind, its digests checked. Raises CheckpointError with the reason otherwise."""
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"there is no such {kind} file", where=str(path), next="advcli adv-train writes checkpoints under runs/"
-        ) from None
     except OSError as error:
-        raise CheckpointError(f"cannot read this {kind}: {error.strerror}", where=str(path)) from None
+        raise _unreadable(error, path, kind) from None
     header = _header(data, path)
-    if header.get("kind") != kind:
-        raise CheckpointError(f"this is a {header.get('kind')!r} file, not a {kind!r}", where=str(path))
+    _check_kind(header, path, kind)
     if tensors_digest(data) != header.get("tensors_sha256"):
         raise CheckpointError(
             "the file is damaged: its tensors do not match their SHA-256", where=str(path), next="restore it from a copy, or train again"
@@ -68,10 +63,20 @@ def read_header(path: Path, kind: str) -> dict[str, Any]:
             file.seek(0)
             header = _header(file.read(8 + min(length, _MAX_HEADER)), path, whole=False)
     except OSError as error:
-        raise CheckpointError(f"cannot read this {kind}: {error.strerror}", where=str(path)) from None
+        raise _unreadable(error, path, kind) from None
+    _check_kind(header, path, kind)
+    return header
+
+
+def _unreadable(error: OSError, path: Path, kind: str) -> CheckpointError:
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"there is no such {kind} file", where=str(path), next="advcli adv-train writes checkpoints under runs/")
+    return CheckpointError(f"cannot read this {kind}: {error.strerror}", where=str(path))
+
+
+def _check_kind(header: dict[str, Any], path: Path, kind: str) -> None:
     if header.get("kind") != kind:
         raise CheckpointError(f"this is a {header.get('kind')!r} file, not a {kind!r}", where=str(path))
-    return header
 
 
 def _header(data: bytes, path: Path, *, whole: bool = True) -> dict[str, Any]:

@@ -111,9 +111,8 @@ class _Run:
     def _account(self, step: int, scalars: dict[str, Tensor]) -> None:
         """Add a step's scalars to the epoch's sums on the device; remember the first step whose loss was no number."""
         for name, value in scalars.items():
-            zero = torch.zeros((), dtype=torch.float64, device=value.device)
-            self.sums[name] = self.sums.get(name, zero) + value
-            self.sums[f"#{name}"] = self.sums.get(f"#{name}", zero) + 1  # some are known in some steps only
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
+            self.counters.counts[name] = self.counters.counts.get(name, 0) + 1
         bad = torch.where(torch.isfinite(scalars["loss"]), _NEVER, step)
         self.first_bad = torch.minimum(self.first_bad, bad)
 
@@ -126,8 +125,7 @@ class _Run:
         steps = (c.epoch + 1) * self.parts.steps_per_epoch
         rate = float(recipe.optim.lr) * schedule.factor(recipe.schedule, steps - 1, self.parts.steps_per_epoch)
         event: dict[str, Any] = {"event": "epoch", "epoch": c.epoch + 1, "step": steps, "lr": rate}
-        means = {name: float(total / self.sums[f"#{name}"]) for name, total in self.sums.items() if not name.startswith("#")}
-        event |= dict(sorted(means.items()))
+        event |= {name: float(total) / c.counts[name] for name, total in sorted(self.sums.items())}
         if last or (c.epoch + 1) % recipe.select.every == 0:
             event |= self._measure(kept)
             self._select(kept, event)
@@ -135,7 +133,7 @@ class _Run:
         self.log.write(event)
         seconds = c.seconds + time.monotonic() - self.clock
         self.timing.write({"epoch": c.epoch + 1, "seconds": round(seconds, 3), "device": str(self.parts.device)})
-        c.epoch, c.step_in_epoch, c.seconds, self.sums, self.clock = c.epoch + 1, 0, 0.0, {}, time.monotonic()
+        c.epoch, c.step_in_epoch, c.counts, c.seconds, self.sums, self.clock = c.epoch + 1, 0, {}, 0.0, {}, time.monotonic()
         self._save()
         self.watcher.measured(event | {"seconds": seconds})
 

@@ -16,7 +16,7 @@ from advcli.errors import UsageError
 from advcli.models import Architecture, Network, build
 from advcli.objectives import Objective, build_objective
 from advcli.recipe import Recipe
-from advcli.runs import checkpoint
+from advcli.runs import checkpoint, container
 from advcli.training.device import set_precision
 
 
@@ -42,6 +42,8 @@ class Assembly:
 def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     """recipe with its precision resolved. Raises DataError, CheckpointError or UsageError where something does not fit."""
     set_precision(recipe.train.precision, device)
+    if recipe.model.init is not None:
+        container.read_header(Path(recipe.model.init), "model")  # a missing start is said before data are fetched
     data = load_data(recipe.data, recipe.seed)
     if recipe.train.batch_size > len(data.train):
         raise UsageError(

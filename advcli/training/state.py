@@ -24,6 +24,7 @@ class Counters:
     best: list[float] | None = None  # (selection metric, clean accuracy), compared in this order
     best_epoch: int = 0
     measured: dict[str, Any] = field(default_factory=dict)  # the event of the best epoch
+    counts: dict[str, int] = field(default_factory=dict)  # of each sum of the epoch so far: some scalars are known in some steps only
     start: dict[str, Any] | None = None  # the receipt of the checkpoint that the run started from, as it was then
     seconds: float = 0.0  # spent in this epoch before the state was saved
 

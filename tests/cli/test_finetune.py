@@ -282,3 +282,10 @@ def test_other_classes_are_refused(tiny: Callable[..., Recipe], tiny_overrides: 
 def test_a_recipe_that_makes_no_sense_is_refused(override: str, problem: str, tiny_overrides: Sequence[str]) -> None:
     said = refused(2, "finetune", "quickstart", *tiny_overrides, *ARREST, override, "--from", "nowhere")
     assert squeezed(problem) in squeezed(said)
+
+
+def test_a_missing_start_is_said_before_data_are_fetched(tmp_path: Path) -> None:
+    data = f"data={{name: cifar10, root: {tmp_path}, download: false}}"
+    said = refused(3, "finetune", "arrest", data, "--from", tmp_path / "nothing")
+    assert "no such model file" in said
+    assert "CIFAR" not in said
