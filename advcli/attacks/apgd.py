@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -27,17 +28,20 @@ class Apgd(PooledAttack):
     one run a target: the likeliest other classes first, `targets` of them. `conjunction` is for gates forced to the target.
     aux_weight: of the mean loss of auxiliary heads.
     ranked: the nearest targets first, as estimated at the image.
+    stages: numbers that a surrogate or a loss reads from the condition, (N,) each, in as many parts of a run as there are. A part
+    starts from the best point of the one before: annealing, or one objective that goes on where another ended.
     """
 
     needs_logits: ClassVar[bool] = True
 
     threat: Threat
-    loss: Literal["ce", "dlr", "dlr-targeted", "targeted", "conjunction"] = "ce"
+    loss: Literal["ce", "dlr", "margin", "dlr-targeted", "targeted", "conjunction"] = "ce"
     steps: int = 100
     restarts: int = 1
     targets: int = 9
     aux_weight: float = 0.0
     ranked: bool = False
+    stages: tuple[Mapping[str, float], ...] = ()
 
     @property
     def runs(self) -> int:
@@ -64,12 +68,24 @@ class Apgd(PooledAttack):
         state |= {"before": state["x_adv"].clone(), "best": state["x_adv"].clone(), "best_gradient": images}
         state |= {"best_loss": nothing - torch.inf, "checked_loss": nothing - torch.inf, "last_loss": nothing.clone()}
         state |= {"size": nothing + 2 * self.threat.eps, "since": torch.zeros_like(y), "rises": torch.zeros_like(y)}
-        state |= {"gap": torch.full_like(y, max(int(0.22 * self.steps), 1)), "reduced": torch.ones_like(y, dtype=torch.bool)}
+        state |= {"gap": torch.full_like(y, self._first_gap), "reduced": torch.ones_like(y, dtype=torch.bool)}
+        state |= {"stage": torch.zeros_like(y), **{f"given.{name}": nothing + value for name, value in (self.stages or ({},))[0].items()}}
         if self.is_targeted:
             state["target"] = other_classes(condition, y).gather(1, run[:, None])[:, 0]
         return state
 
+    @property
+    def _part(self) -> int:
+        """Steps in a stage."""
+        return self.steps // max(1, len(self.stages))
+
+    @property
+    def _first_gap(self) -> int:
+        return max(int(0.22 * self._part), 1)
+
     def advance(self, surrogate: Surrogate, state: State, threshold: float, draws: Draws) -> None:
+        if len(self.stages) > 1:
+            self._next_stage(state)
         condition = {**given(state), "target": state["target"]} if "target" in state else given(state)
         gradient, losses, output = surrogate.gradient(self._loss, state["x_adv"], state["y"], condition)
         state["forwards"] += 1
@@ -83,15 +99,34 @@ class Apgd(PooledAttack):
         state["step"] = state["step"] + (~state["hit"]).long()
         state["over"] = ~state["hit"] & (state["step"] >= self.steps)
 
+    def _next_stage(self, s: State) -> None:
+        """Rows that have done their part of the steps begin the next one where they did best; nothing carries over but the point."""
+        due = (s["step"] // self._part > s["stage"]) & (s["stage"] + 1 < len(self.stages))
+        s["stage"] = s["stage"] + due.long()
+        for name in self.stages[0]:
+            values = s["size"].new_tensor([stage[name] for stage in self.stages])
+            s[f"given.{name}"] = values[s["stage"]]
+        s["x_adv"] = _rows(due, s["best"], s["x_adv"])
+        s["best_loss"] = torch.where(due, -torch.inf, s["best_loss"])
+        s["size"] = torch.where(due, 2 * self.threat.eps, s["size"])
+        s["gap"] = torch.where(due, self._first_gap, s["gap"])
+        s["since"], s["rises"] = torch.where(due, 0, s["since"]), torch.where(due, 0, s["rises"])
+        s["reduced"] = s["reduced"] | due
+
+    def _begun(self, s: State) -> Tensor:
+        """(N,) bool: rows that have made a step in their stage."""
+        return s["step"] > s["stage"] * self._part
+
     def _account(self, s: State, gradient: Tensor, losses: Tensor) -> Tensor:
         """Best point, rises and checkpoints; where the step is halved, x_adv and the returned gradient are those of the best point."""
         new = ~s["hit"]  # a point that fools counts when the judge has refused it and it is looked at again
-        moved = new & (s["step"] > 0)
+        begun = self._begun(s)
+        moved = new & begun
         better = losses > s["best_loss"]
         s["best"] = _rows(better, s["x_adv"], s["best"])
         s["best_gradient"] = _rows(better, gradient, s["best_gradient"])
         s["best_loss"] = torch.where(better, losses, s["best_loss"])
-        s["checked_loss"] = torch.where(s["step"] > 0, s["checked_loss"], s["best_loss"])  # the start is the first thing to improve on
+        s["checked_loss"] = torch.where(begun, s["checked_loss"], s["best_loss"])  # the start is the first thing to improve on
         s["rises"] = s["rises"] + (moved & (losses > s["last_loss"])).long()
         s["last_loss"] = torch.where(new, losses, s["last_loss"])
         s["since"] = s["since"] + moved.long()
@@ -102,7 +137,7 @@ class Apgd(PooledAttack):
         s["x_adv"] = _rows(halve, s["best"], s["x_adv"])
         s["reduced"] = torch.where(check, halve, s["reduced"])
         s["checked_loss"] = torch.where(check, s["best_loss"], s["checked_loss"])
-        s["gap"] = torch.where(check, (s["gap"] - max(int(0.03 * self.steps), 1)).clamp_min(max(int(0.06 * self.steps), 1)), s["gap"])
+        s["gap"] = torch.where(check, (s["gap"] - max(int(0.03 * self._part), 1)).clamp_min(max(int(0.06 * self._part), 1)), s["gap"])
         s["since"], s["rises"] = torch.where(check, 0, s["since"]), torch.where(check, 0, s["rises"])
         return _rows(halve, s["best_gradient"], gradient)
 
@@ -110,7 +145,7 @@ class Apgd(PooledAttack):
         """A projected step, then momentum towards it; the first step has no past to keep."""
         x, x_adv = s["x"], s["x_adv"]
         target = self.threat.project(self.threat.step(x_adv, gradient, s["size"][:, None, None, None]), x)
-        weight = torch.where(s["step"] > 0, _MOMENTUM, 1.0)[:, None, None, None]
+        weight = torch.where(self._begun(s), _MOMENTUM, 1.0)[:, None, None, None]
         return self.threat.project(x_adv + weight * (target - x_adv) + (1 - weight) * (x_adv - s["before"]), x)
 
 

@@ -48,14 +48,14 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return targeted(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-def conjunction(output: ModelOutput, y: Tensor, target: Tensor, cap: float = 0.5) -> Tensor:
-    """z_target - z_y + sum over auxiliary heads of min(a_target - max_{k != target} a_k, cap): the decision falls and the gates agree.
+def conjunction(output: ModelOutput, y: Tensor, target: Tensor, cap: float = 0.5, weight: float | Tensor = 1.0) -> Tensor:
+    """weight * (z_target - z_y) + sum over auxiliary heads of min(a_target - max_{k != target} a_k, cap).
 
-    With gates forced to the target it rises towards a point at which they would choose it by themselves. cap in logits: a
-    head that is sure enough pulls no more.
+    With gates forced to the target it rises towards a point at which they would choose it by themselves and the decision falls.
+    cap in logits: a head that is sure enough pulls no more. weight: of the decision, a number or (N,).
     """
     heads = [(-margin(aux, target)).clamp_max(cap) for aux in output.aux_logits]
-    return targeted(output.logits, y, target) + torch.stack(heads).sum(0)
+    return weight * targeted(output.logits, y, target) + torch.stack(heads).sum(0)
 
 
 def over_heads(fn: Callable[..., Tensor], *outputs: ModelOutput, aux_weight: float) -> Tensor:
@@ -78,7 +78,8 @@ _TARGETED = {"targeted": targeted, "dlr-targeted": dlr_targeted}
 
 
 def attack_loss(name: str, aux_weight: float = 0.0) -> Loss:
-    """The loss called `ce`, `margin`, `dlr`; `targeted`, `dlr-targeted` or `conjunction` (condition: target); or `kl` (reference).
+    """The loss called `ce`, `margin`, `dlr`; `targeted` or `dlr-targeted` (condition: target); `conjunction` (target, and weight where
+    given); or `kl` (reference).
 
     It is summed over a network's heads as over_heads does.
     """
@@ -89,7 +90,7 @@ def attack_loss(name: str, aux_weight: float = 0.0) -> Loss:
             clean = output._replace(logits=heads[0], aux_logits=tuple(heads[1:]))
             return over_heads(kl, output, clean, aux_weight=aux_weight)
         if name == "conjunction":
-            return conjunction(output, y, condition["target"])
+            return conjunction(output, y, condition["target"], weight=condition.get("weight", 1.0))
         if name in _TARGETED:
             return over_heads(lambda logits: _TARGETED[name](logits, y, condition["target"]), output, aux_weight=aux_weight)
         fn = _UNTARGETED[name]

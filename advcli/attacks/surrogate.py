@@ -43,6 +43,12 @@ class Surrogate:
             output = self(x, condition)
             losses = loss(output, y, condition)
         self.cost.backwards += len(x)
-        (gradient,) = torch.autograd.grad(losses.sum(), x)
-        gradient = gradient.nan_to_num(0.0)  # else a point would be no number, which a judge must call broken
-        return gradient, losses.detach(), output.detach()
+        return gradient_of(losses, x), losses.detach(), output.detach()
+
+
+def gradient_of(losses: Tensor, x: Tensor) -> Tensor:
+    """d sum(losses) / d x, zero where the network cuts it or it is no number: a point that is none would have to be called broken."""
+    if not losses.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient.nan_to_num(0.0)

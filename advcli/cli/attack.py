@@ -17,7 +17,8 @@ def attack(
         Path | None, typer.Argument(help="A model.safetensors or its folder; left out: the newest under runs/.", show_default=False)
     ] = None,
     suite: Annotated[
-        str, typer.Option(help="quick, paper, fast, aa, aa-plus, adaptive or transfer. adaptive knows a network's gates.")
+        str,
+        typer.Option(help="quick, paper, fast, aa, aa-plus, aa-rand, adaptive, full or transfer. adaptive knows what hides the gradient."),
     ] = "quick",
     n: Annotated[
         int | None, typer.Option(min=1, help="Attack this many images, a seeded, stratified part; left out: all.", show_default=False)

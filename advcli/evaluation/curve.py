@@ -84,4 +84,5 @@ def summarise(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "notes": first["notes"],
         "flags": [{**flag, "eps": report["threat"]["eps"]} for report in reports for flag in report["flags"]],
         "verdict": masking.worst([report["verdict"] for report in reports]),
+        "reasons": list(dict.fromkeys(reason for report in reports for reason in report["reasons"])),
     }

@@ -10,19 +10,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from advcli.attacks import Apgd, Cost, Fab, Judge, Surrogate, Threat, measure_bound
+from advcli.attacks.expectation import DRAWS, ExpectedSurrogate, seeded
 from advcli.attacks.pool import Attempt, PooledAttack, Task, stream
+from advcli.attacks.substitute import substituted
 from advcli.attacks.views import ViewedSurrogate
 from advcli.data import Split, stratified_order, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
-from advcli.evaluation import shards
-from advcli.evaluation.suites import PROTOCOL, Entry, from_sources, gate_entries, joint_entries, notes, suite
+from advcli.evaluation import shards, signs
+from advcli.evaluation.adaptive import gate_entries, joint_entries, random_entries, substitute_entries
+from advcli.evaluation.entries import Entry
+from advcli.evaluation.inspection import inspect
+from advcli.evaluation.suites import PROBED, PROTOCOL, from_sources, notes, suite
 from advcli.evaluation.summary import summarise
-from advcli.models import HeadView, Network, frozen, head_of
+from advcli.models import ModelOutput, Network, frozen, head_of
 from advcli.recipe.number import parse_number
 from advcli.runs import atomic
 from advcli.runs.checkpoint import Loaded, versions
@@ -169,35 +175,50 @@ class _Run:
         self.model = head_of(job.loaded.network.to(device), job.head).eval()
         self.images = job.images.to(device)
         self.cost = Cost()
-        self.entries = self._entries()
         self.sources = [source.network.to(device).eval() for source in job.sources]
         probe = to_float(pick(self.images, _PROBE, job.seed).images)
-        _check_logits(self.model, probe, job)
-        self.judge = Judge(self.model, chunk=job.chunk, bound=measure_bound(self.model, probe), cost=self.cost)
+        self.traits = inspect(self.model, probe, len(job.loaded.header["classes"]), str(job.loaded.path))
+        self.entries = self._entries()
+        bound = 0.0 if self.traits.random else measure_bound(self.model, probe)  # what noise moves is not rounding
+        draws = DRAWS if self.traits.random else 1
+        self.judge = Judge(self.model, chunk=job.chunk, bound=bound, cost=self.cost, draws=draws)
 
     def _entries(self) -> tuple[Entry, ...]:
-        """The suite, with what it adds for networks with auxiliary heads: their joint loss, or attacks that know the gates."""
+        """The suite, with what it adds for this network: the joint loss of auxiliary heads, and attacks that know what it hides."""
         job = self.job
-        classes, network = job.loaded.architecture.num_classes, job.loaded.network
-        entries = suite(job.suite, job.engine).entries(job.threat, classes)
+        entries = suite(job.suite, job.engine).entries(job.threat, job.loaded.architecture.num_classes)
         if job.sources:
             return from_sources(entries, [_label(source) for source in job.sources])
-        if job.head != "final" or not network.gate_sites or job.engine != "native":
+        if job.engine != "native":
             return entries
-        if job.suite == "adaptive":
-            return gate_entries(job.threat, classes, len(network.gate_sites), job.aux_weight) + entries if network.gated else entries
-        return entries + joint_entries(job.suite, job.threat, job.aux_weight)
+        if job.head == "final" and job.loaded.network.gate_sites:
+            entries += joint_entries(job.suite, job.threat, job.aux_weight)
+        if job.suite == "adaptive":  # what knows the network comes first: it leaves the fewest to the others
+            return self._knowing() + entries
+        return entries + self._knowing() if job.suite == "full" else entries
+
+    def _knowing(self) -> tuple[Entry, ...]:
+        """Attacks chosen by looking at the network; none for one that hides nothing."""
+        job, network = self.job, self.job.loaded.network
+        entries: tuple[Entry, ...] = ()
+        classes = job.loaded.architecture.num_classes
+        if job.head == "final" and network.gated:
+            heads, exact = len(network.gate_sites), network.closes_at_features
+            entries += gate_entries(job.threat, classes, heads, job.aux_weight, exact=exact)
+        if self.traits.operations:
+            entries += substitute_entries(job.threat, classes)
+        return entries + random_entries(job.threat, classes) if self.traits.random else entries
 
     def finish(self, folder: Path) -> None:
         """Every attack on everybody it is due to, then the whole ledger and the clock beside it."""
         with ExitStack() as stack:
             for network in (self.model, *self.sources):
                 stack.enter_context(frozen(network))
-            logits = self._clean_logits()
-            margins = self.judge.margins_of(logits, self.images.labels)
+            logits, margins = self._clean()
             alive = ~self.judge.broken(margins)
             correct = alive.clone()
             stored = shards.stored(self.ledger, [entry.name for entry in self.entries])
+            self._probe()
             self.watcher.started(sum(len(ids) for ids in stored.values()), int(correct.sum()) * len(self.entries))
             for position, entry in enumerate(self.entries):
                 due = torch.nonzero(alive if entry.on == "survivors" else correct)[:, 0]
@@ -205,10 +226,33 @@ class _Run:
                 alive[self._attack(position, entry, due, logits, alive, stored)] = False
         self._merge(margins, folder)
 
-    def _clean_logits(self) -> Tensor:
-        """(n, K) float32, from which every attack takes its targets; nothing passes the clean images again."""
-        size, images = self.job.chunk, self.images.images
-        return torch.cat([self.judge.logits(to_float(images[i : i + size])) for i in range(0, len(images), size)])
+    def _clean(self) -> tuple[Tensor, Tensor]:
+        """Logits (n, K) float32, from which every attack takes its targets, and margins (n,); nothing passes the clean images again."""
+        parts = torch.split(torch.arange(len(self.images), device=self.images.labels.device), self.job.chunk)
+        answers = [self.judge.answer(to_float(self.images.images[part]), self.images.labels[part]) for part in parts]
+        logits, margins = (torch.cat(columns) for columns in zip(*answers, strict=True))
+        return logits, margins
+
+    def _probe(self) -> None:
+        """Measure the signs of masked gradients once, before anything is attacked, in suites whose verdict may be trusted."""
+        if self.job.suite not in PROBED or self.job.engine != "native" or self.ledger.probes() is not None:
+            return
+        images = pick(self.images, signs.SAMPLE, self.job.seed)
+        sample = signs.Sample(to_float(images.images), images.labels, Draws(self.job.seed, images.index, "signs"))
+        largest = int(self.images.labels.bincount().argmax())
+        pairs = signs.measure(self._as_deployed, self.job.threat, sample, largest, Cost())
+        place = torch.isin(self.images.index, images.index).cpu().numpy()
+        columns = {name: np.full(len(self.images), -1, np.int8) for name in pairs}
+        for name, (weak, strong) in pairs.items():
+            columns[name][place] = (weak.to(torch.int8) + 2 * strong.to(torch.int8)).cpu().numpy()
+        self.ledger.write_probes(columns)
+
+    def _as_deployed(self, x: Tensor) -> ModelOutput:
+        """What an attack sees that knows nothing of the network; of a random one always the same answer."""
+        if not self.traits.random:
+            return self.model.trace(x)
+        with seeded(self.job.seed, x.device):
+            return self.model.trace(x)
 
     def _attack(self, number: int, entry: Entry, due: Tensor, logits: Tensor, alive: Tensor, stored: dict[str, dict[int, bool]]) -> Tensor:
         """Run one attack on the examples at positions due; returns the positions that it broke, now or before an interruption."""
@@ -264,21 +308,27 @@ class _Run:
         """What the attack follows: another network, this one through a view, or what is judged."""
         if entry.source is not None:
             return Surrogate(self.sources[entry.source].trace, self.cost)
-        if entry.view is None or not isinstance(self.model, Network):
-            return Surrogate(self.model.trace, self.cost)
-        return ViewedSurrogate(self.model, entry.view, self.cost)
+        if entry.view is not None and isinstance(self.model, Network):
+            return ViewedSurrogate(self.model, entry.view, self.cost)
+        passed = entry.surrogate != "view" and bool(self.traits.operations)
+        trace = substituted(self.model.trace) if passed else self.model.trace
+        if entry.surrogate == "expected":
+            return ExpectedSurrogate(trace, self.cost, apart=self.traits.random == "row")
+        return Surrogate(trace, self.cost)
 
     def _passes(self) -> tuple[int, int]:
         return self.cost.forwards, self.cost.backwards
 
     def _task(self, entry: Entry, rows: Tensor, logits: Tensor) -> Task:
         draws = Draws(self.job.seed, self.images.index[rows], f"attack/{entry.name}")
-        return Task(lambda pick: to_float(self.images.images[rows[pick]]), self.images.labels[rows], draws, {"logits": logits[rows]})
+        condition = {"logits": logits[rows], "label": self.images.labels[rows]}
+        return Task(lambda pick: to_float(self.images.images[rows[pick]]), self.images.labels[rows], draws, condition)
 
     def _merge(self, margins: Tensor, folder: Path) -> None:
         """Join the shards, attack by attack, into one table of all examples, and write it and the clock."""
         split = self.images
         table = {"index": split.index.cpu().numpy(), "label": split.labels.cpu().numpy(), "clean_margin": margins.cpu().numpy()}
+        table |= {f"probe.{name}": column for name, column in (self.ledger.probes() or {}).items()}
         whole, seconds = shards.join(self.ledger, table, [entry.name for entry in self.entries], split.images.shape[1:])
         self.ledger.finish(whole, self._header())
         atomic.write_json(
@@ -300,6 +350,7 @@ class _Run:
             "notes": self._notes(),
             "identity": self.identity,
             "bound": self.judge.bound,
+            "traits": self.traits.to_json(),
             "versions": versions(),
             "entries": [self._describe(entry) for entry in self.entries],
         }
@@ -312,31 +363,18 @@ class _Run:
             few = [*few, f"the decision of head {job.head} was judged, not the one that is deployed"]
         if job.gated:
             few = [*few, "the network gates its features by its own decision, which hides the gradient: an upper bound"]
-            few[-1] += "" if job.suite == "adaptive" else " (--suite adaptive knows the gate and comes closer)"
+            few[-1] += "" if job.suite in ("adaptive", "full") else " (--suite adaptive knows the gate and comes closer)"
+        few += self.traits.notes()
         return few + (["training images: the network has seen them, so this is an upper bound"] if job.split == "train" else [])
 
     def _describe(self, entry: Entry) -> dict[str, Any]:
         targeted = isinstance(entry.attack, Apgd | Fab) and entry.attack.is_targeted
         readings = entry.readings or ((entry.name, 2**31),)
         ranked = {"ranked": True} if isinstance(entry.attack, Apgd) and entry.attack.ranked else {}
-        return {"name": entry.name, "about": entry.about, "on": entry.on, "targeted": targeted, "readings": readings, **ranked}
+        words = {"name": entry.name, "about": entry.about, "on": entry.on, "part": entry.part or self.job.suite}
+        return {**words, "targeted": targeted, "readings": readings, **ranked}
 
 
 def _label(source: Loaded) -> str:
     """A name for a source in tables and ledgers, which does not change when its file is moved."""
     return f"{source.header.get('name', 'source')}-{source.header['tensors_sha256'][:8]}"
-
-
-@torch.no_grad()
-def _check_logits(model: Network | HeadView, images: Tensor, job: Job) -> None:
-    """Before hours are spent: logits are finite, of the right number, and the same when asked twice."""
-    logits, again = model(images), model(images)
-    where, classes = str(job.loaded.path), len(job.loaded.header["classes"])
-    if logits.shape != (len(images), classes):
-        raise CheckpointError(f"the network returns {tuple(logits.shape)} for {len(images)} images of {classes} classes", where=where)
-    if not bool(torch.isfinite(logits).all()):
-        raise CheckpointError("the network's outputs are not finite numbers", where=where, next="its weights are broken: train it again")
-    if not torch.equal(logits, again):
-        raise CheckpointError(
-            "the network answers differently when asked twice", where=where, next="random networks cannot be judged by this version"
-        )

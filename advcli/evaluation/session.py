@@ -25,6 +25,8 @@ from advcli.runs.folder import model_file, newest_checkpoint
 from advcli.training.cost import forward_flops
 from advcli.training.device import pick_device
 
+HARD = ("aa", "aa-plus", "aa-rand")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -117,18 +119,17 @@ def default_chunk(loaded: Loaded, n: int, device: torch.device) -> int:
 def check_trustworthy(report: dict[str, Any]) -> None:
     """What --strict asks: CheckFailedError, exit 4, unless the verdict is trustworthy."""
     if report["verdict"] != "trustworthy":
-        reasons = "; ".join(flag["message"] for flag in report["flags"]) or f"suite {report['suite']} gives an upper bound only"
+        reasons = "; ".join(report["reasons"])
         raise CheckFailedError(f"the evaluation is not trustworthy: {report['verdict']}", where=reasons, next=_harder(report))
 
 
 def _harder(report: dict[str, Any]) -> str:
-    if report["gated"] and report["suite"] != "adaptive":
-        return "--suite adaptive knows the network's gates and comes closer"
-    return (
-        "--suite aa attacks harder"
-        if report["suite"] not in ("aa", "aa-plus", "adaptive")
-        else "see the notes of the report for what the suite does not attack"
-    )
+    """The next harder suite; past the hardest, no command makes the network trustworthy."""
+    suite, knows = report["suite"], ("adaptive", "full")
+    if suite in knows:
+        return "no suite attacks harder: judge the network by what the flags say of it"
+    odd = report["gated"] or any(flag["raised"] for flag in report["flags"])
+    return "--suite adaptive knows how the network hides its gradient" if odd or suite in HARD else "--suite aa attacks harder"
 
 
 def threat(loaded: Loaded, options: Options) -> tuple[Threat, str]:

@@ -4,38 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from advcli.attacks import Apgd, Fab, Pgd, Square, Threat, cw, fgsm, mim
 from advcli.attacks.losses import attack_loss
-from advcli.attacks.pool import PooledAttack
 from advcli.attacks.reference import ReferenceAttack, standard_parts
-from advcli.attacks.views import FORCED, OPEN, View, auxiliary, softened, straight
 from advcli.errors import UsageError
+from advcli.evaluation.adaptive import random_entries
+from advcli.evaluation.entries import Entry, aim
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever a suite's composition or a verdict's rule changes, so that numbers are compared only within one."""
 
 TRANSFER = "transfer"
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One attack of a suite.
-
-    about: the attack in words, for `verify --explain`. on: `all` correctly classified images, or the `survivors` of the entries
-    before it. view: how the attack sees a gated network; None: as deployed. readings: accuracies read off one run of the attack,
-    name to the number of steps; None: its own name, all its steps.
-    source: which other network it is crafted on; None: the one under attack.
-    """
-
-    name: str
-    attack: PooledAttack | ReferenceAttack
-    about: str
-    on: Literal["all", "survivors"] = "all"
-    readings: tuple[tuple[str, int], ...] | None = None
-    view: View | None = None
-    source: int | None = None
+PROBED = ("aa", "aa-plus", "aa-rand", "adaptive", "full")
+"""Suites that look for signs of masked gradients: those whose number might be believed."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +70,9 @@ def _pgd_family(threat: Threat, label: str, size: float) -> Entry:
     return _pgd(f"pgd-100@{label}", threat, 100, size, label, tuple((f"pgd-{k}@{label}", k) for k in (10, 20, 50, 100)))
 
 
-def _aim(num_classes: int) -> tuple[Literal["dlr-targeted", "targeted"], int]:
-    """Loss and number of targets of targeted Auto-PGD: AutoAttack's, but the margin below four classes, where DLR is not defined."""
-    return ("dlr-targeted" if num_classes >= 4 else "targeted"), min(9, num_classes - 1)
-
-
 def _aa(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
     """Standard AutoAttack (Croce, Hein 2020), native. Below four classes its targeted DLR loss is not defined: the margin instead."""
-    loss, targets = _aim(num_classes)
+    loss, targets = aim(num_classes)
     words = "targeted DLR loss" if num_classes >= 4 else "targeted margin"
     return (
         Entry("apgd-ce", Apgd(threat, "ce"), "Auto-PGD on the cross-entropy, 100 steps", on="survivors"),
@@ -123,7 +101,7 @@ def _fast(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
     Whoever stands then gets all steps on up to nine targets. FAB is left out, and Square's 500 queries are a sign of masked
     gradients rather than an attack, so this is an upper bound.
     """
-    loss, targets = _aim(num_classes)
+    loss, targets = aim(num_classes)
     words = f"Auto-PGD on the {'targeted DLR loss' if num_classes >= 4 else 'targeted margin'}"
     short = Apgd(threat, loss, steps=20, targets=min(3, targets), ranked=True)
     return (
@@ -164,47 +142,16 @@ def _adaptive(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
     return (*entries, replace(entries[1], name="apgd-t-again", about=f"{entries[1].about}, from another start"))
 
 
-def gate_entries(threat: Threat, num_classes: int, heads: int, aux_weight: float) -> tuple[Entry, ...]:
-    """Attacks that know the gates of a network with so many auxiliary heads; each is judged on the deployed decision.
-
-    The first auxiliary head precedes every gate, so it is an ordinary network whose fall takes the gates along: it is attacked
-    first. Then the gates forced to each target class while they are made to choose it, softened, straight through, and open;
-    last what the papers call adaptive, the joint loss through the gates as they are. Not here yet: annealed temperatures, FAB
-    and Square on the first head, transfer from other networks; so the result stays an upper bound.
-    """
-    loss, targets = _aim(num_classes)
-    ce, to_targets = Apgd(threat, "ce"), Apgd(threat, loss, targets=targets)
-    rows: list[tuple[str, Apgd, View | None, str]] = [
-        *((f"apgd-ce@aux{number}", ce, auxiliary(number), f"auxiliary head {number}") for number in range(heads)),
-        ("apgd-t@aux0", to_targets, auxiliary(0), "auxiliary head 0, towards each of the likeliest targets"),
-        ("apgd-t@forced", Apgd(threat, "conjunction", targets=targets), FORCED, "gates forced to a target that they are made to choose"),
-        ("apgd-ce@soft", ce, softened(1.0), "gates softened at temperature 1"),
-        ("apgd-t@soft", to_targets, softened(0.3), "gates softened at temperature 0.3, towards each of the likeliest targets"),
-        ("apgd-ce@straight", ce, straight(0.3), "gates as deployed, their gradient softened at temperature 0.3"),
-        ("apgd-ce@open", ce, OPEN, "gates open"),
-        ("apgd-ce@joint", Apgd(threat, "ce", aux_weight=aux_weight), None, "the joint loss of all heads, gates as deployed"),
-    ]
-    return tuple(Entry(name, attack, f"Auto-PGD, 100 steps, {words}", on="survivors", view=view) for name, attack, view, words in rows)
+def _full(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
+    """AutoAttack first, on its own survivors, so that its own worst case is seen; then the papers' attacks; then what `adaptive` adds."""
+    *standard, again = _adaptive(threat, num_classes)
+    aa = [replace(entry, part="aa") for entry in standard]
+    paper = [replace(entry, part="paper") for entry in _paper(threat, num_classes)]
+    return (*aa, *paper, replace(again, part="adaptive"))
 
 
-def joint_entries(name: str, threat: Threat, aux_weight: float) -> tuple[Entry, ...]:
-    """For networks with auxiliary heads: attacks on the decision's loss + aux_weight * the mean of the auxiliary heads'.
-
-    It is what the papers call adaptive (AGAIN 5.2.2, ANCRA IV.A), and still goes through gates that hide the gradient.
-    """
-    loss, words = attack_loss("ce", aux_weight), f"cross-entropy of the decision + {aux_weight:g} * the mean of the auxiliary heads'"
-
-    def pgd(label: str, steps: int, size: float, step: str, readings: tuple[tuple[str, int], ...] | None = None) -> Entry:
-        about = f"PGD on the {words}, {steps} steps of {step}, uniform start"
-        return Entry(label, Pgd(threat, loss, steps=steps, step_size=size), about, readings=readings)
-
-    if name == "quick":
-        return (pgd("pgd-20-joint", 20, threat.eps / 4, "eps/4"),)
-    if name == "paper":
-        again = tuple((f"pgd-{k}-joint@eps/4", k) for k in (10, 20, 50, 100))
-        ancra = pgd("pgd-40-joint@0.007", 40, 0.007 * threat.eps / (8 / 255), "0.007 at eps 8/255")
-        return (pgd("pgd-100-joint@eps/4", 100, threat.eps / 4, "eps/4", again), ancra)
-    return ()
+def _aa_rand(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
+    return tuple(replace(entry, part="") for entry in random_entries(threat, num_classes))
 
 
 SUITES = {
@@ -215,7 +162,9 @@ SUITES = {
         Suite("fast", "short Auto-PGD runs on the nearest classes, long ones on survivors: an upper bound", _fast),
         Suite("aa", "standard AutoAttack", _aa),
         Suite("aa-plus", "standard AutoAttack with five restarts and Auto-PGD on the DLR loss", _aa_plus),
-        Suite("adaptive", "AutoAttack with further starts, after attacks that know the network's gates", _adaptive),
+        Suite("aa-rand", "AutoAttack for random networks: gradients averaged over 20 draws; an upper bound", _aa_rand),
+        Suite("adaptive", "attacks that know how the network hides its gradient, then AutoAttack and more", _adaptive),
+        Suite("full", "everything: AutoAttack, the papers' attacks, adaptive; its worst case is the headline", _full),
         Suite(TRANSFER, "PGD-100 and MIM-100 crafted on other networks (--source): an upper bound", _transfer),
     )
 }
@@ -226,7 +175,7 @@ REFERENCE = {"aa": Suite("aa", "standard AutoAttack as the authors' package runs
 
 def notes(name: str, num_classes: int) -> list[str]:
     """What a reader of the suite's numbers must know."""
-    few = name in ("fast", "aa", "aa-plus", "adaptive") and num_classes < 4
+    few = name in ("fast", "aa", "aa-plus", "adaptive", "full") and num_classes < 4
     return [f"{num_classes} classes: the targeted DLR loss needs four, so apgd-t follows the margin"] if few else []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +46,11 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
     n = len(ledger["index"])
     correct, robust, left, alone = outcomes(ledger, header)
     readings = {name: {"accuracy": float(left[name].mean()), "on": on} for name, on in _readings(header)}
-    raised = masking.flags(alone)
+    parts = {name: entry.get("part", header["suite"]) for entry in header["entries"] for name, _ in entry["readings"]}
+    probes = {key.removeprefix("probe."): column for key, column in ledger.items() if key.startswith("probe.")}
+    found = masking.flags(alone, parts, probes, header.get("traits", {}))
+    circumstances = (header["suite"], header["split"], found)
+    gated = bool(header.get("gated", False))
     near = _borderline(ledger, header["entries"], header["bound"])
     classes = _per_class(ledger["label"], correct, robust, header["classes"])
     return {
@@ -54,7 +58,7 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "data": header["data"].get("name"),
         "split": header["split"],
         "head": header.get("head", "final"),
-        "gated": header.get("gated", False),
+        "gated": gated,
         "threat": header["threat"],
         "suite": header["suite"],
         "protocol": header["protocol"],
@@ -63,6 +67,7 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "clean": float(correct.mean()),
         "attacks": readings,
         "robust": float(robust.mean()),
+        "worst": _worst(correct, alone, parts),
         "ci": list(wilson(int(robust.sum()), n)),
         "per_class": classes,
         "worst_class": min(classes, key=lambda name: classes[name]["robust"]) if classes else None,
@@ -70,9 +75,19 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "forwards": n + _total(ledger, header, "forwards"),
         "backwards": _total(ledger, header, "backwards"),
         "notes": header["notes"],
-        "flags": raised,
-        "verdict": masking.verdict(header["suite"], header["split"], raised, gated=header.get("gated", False)),
+        "flags": found,
+        "verdict": masking.verdict(*circumstances, gated=gated),
+        "reasons": masking.reasons(*circumstances, gated=gated),
     }
+
+
+def _worst(correct: NDArray[np.bool_], alone: masking.Broken, parts: Mapping[str, str]) -> dict[str, float]:
+    """What each part of the suite leaves standing: the attacks of that part alone, but `adaptive` with all that ran beside it."""
+    left = {part: correct.copy() for part in dict.fromkeys(parts.values())}
+    for name, broken in alone.items():
+        for part in {parts[name], "adaptive"} & left.keys():
+            left[part] &= ~broken
+    return {part: float(rows.mean()) for part, rows in left.items()}
 
 
 def _readings(header: dict[str, Any]) -> list[tuple[str, str]]:

@@ -51,8 +51,8 @@ def labels(y: Tensor) -> Selection:
     return mixture([(1.0, y)])
 
 
-def soft(temperature: float) -> Selection:
-    """softmax(aux / temperature): a gate that a gradient passes; tends to `deployed` as the temperature (> 0) falls."""
+def soft(temperature: float | Tensor) -> Selection:
+    """softmax(aux / temperature): a gate that a gradient passes; tends to `deployed` as the temperature (> 0, or (N, 1)) falls."""
     return lambda site, aux: (aux / temperature).softmax(1)
 
 

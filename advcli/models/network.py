@@ -168,20 +168,23 @@ class Network(nn.Module):
         for gate in self._gates():
             gate.follow(clean, y)
 
-    def all_gate_logits(self, x: Tensor, select: Selection | None = None) -> Tensor:
-        """(N, K, K): [:, k] is the decision with the gate at `features` opened by class k, from one pass; gates before it by select.
+    @property
+    def closes_at_features(self) -> bool:
+        """Whether a gate that closes stands at `features`, where gate, pooling and head are adjacent."""
+        return FEATURES in self.gate_sites and not self._gates()[-1].never_closes
 
-        ValueError where no gate stands there, or one that never closes: only there are gate, pooling and head adjacent.
+    def all_gate_logits(self, output: ModelOutput) -> Tensor:
+        """(N, K, K): [:, k] is the decision with the gate at `features` opened by class k, from the output of any pass of `trace`.
+
+        ValueError where no gate that closes stands there.
         """
-        if FEATURES not in self.gate_sites:
-            raise ValueError(f"no gate stands at {FEATURES}")
-        gate, head = self._gates()[self.gate_sites.index(FEATURES)], self.head()
-        if gate.never_closes:
-            raise ValueError(f"the gate at {FEATURES} never closes")
+        if not self.closes_at_features:
+            raise ValueError(f"no gate that closes stands at {FEATURES}")
+        gate, head = self._gates()[-1], self.head()
         rows = gate.phi(gate.matrix(head))
         if gate.cells(head) != self.cells:
             rows = rows.repeat_interleave(self.cells**2, 1)
-        pooled = pool(self.trace(x, select).ungated, self.cells)
+        pooled = pool(output.ungated, self.cells)
         return F.linear(pooled[:, None] * rows, head.weight, head.bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -58,13 +58,23 @@ def show_attack(report: Mapping[str, Any], folder: str) -> None:
     _show_classes(report)
     for note in report["notes"]:
         OUT.print(f"note {escape(note)}")
-    for flag in report["flags"]:
-        OUT.print(f"[red]flag[/red] {escape(flag['name'])}: {escape(flag['message'])} ({percent(flag['value'])} points)")
+    _show_flags(report["flags"])
     took = f" in {report['seconds']:.0f} s" if report.get("seconds") is not None else ""
     OUT.print(f"{report['forwards']:,} forwards, {report['backwards']:,} backwards{took}; {report['borderline']} borderline")
     OUT.print(f"receipt {escape(folder)}")
     bounds = escape(interval(report["robust"], n))
     OUT.print(f"[bold]robust {percent(report['robust'])} %[/bold] {bounds} {_KIND[report['verdict']]}")
+
+
+def _show_flags(flags: Sequence[Mapping[str, Any]]) -> None:
+    """What is raised, and of how many checks."""
+    raised = [flag for flag in flags if flag["raised"]]
+    for flag in raised:
+        where = f" at eps {flag['eps']}" if "eps" in flag else ""
+        size = "" if flag["value"] is None else f" ({percent(flag['value'])} points)"
+        OUT.print(f"[red]flag[/red] {escape(flag['name'])}{escape(where)}: {escape(flag['message'])}{size} \\[{escape(flag['source'])}]")
+    if flags:
+        OUT.print(f"{len(flags)} checks for masked gradients, {len(raised) or 'none'} raised")
 
 
 def show_curve(report: Mapping[str, Any]) -> None:
@@ -83,9 +93,7 @@ def show_curve(report: Mapping[str, Any]) -> None:
     OUT.print("closed: images that this radius left standing and a smaller one broke; they count as broken")
     for note in report["notes"]:
         OUT.print(f"note {escape(note)}")
-    for flag in report["flags"]:
-        about = f"{flag['name']} at eps {flag['eps']}: {flag['message']}"
-        OUT.print(f"[red]flag[/red] {escape(about)} ({percent(flag['value'])} points)")
+    _show_flags(report["flags"])
     for point in points:
         OUT.print(f"receipt {escape(point['receipt'])}", soft_wrap=True)
     last, bounds = points[-1], escape(interval(points[-1]["robust"], n))

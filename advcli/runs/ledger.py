@@ -4,7 +4,8 @@ Columns of the final file (first axis: examples, in ascending order of `index`):
 found_by int64, the position of the attack whose example is kept, -1 none; and for each attack `broken.NAME` bool, `steps.NAME`
 int64 (-1: not found), `run.NAME` int64 (restart or target number, -1: not attacked), `margin.NAME` float32 (NaN: not attacked),
 `forwards.NAME` and `backwards.NAME` int64. adversarial float32 (M, C, H, W) holds the kept examples, in the order of
-adversarial_index (M,). A shard has the same columns of one attack, without the name. Reading needs numpy alone.
+adversarial_index (M,). `probe.NAME` int8: a pair of outcomes weak + 2 * strong of a probe for masked gradients, -1 for images not
+probed. A shard has the same columns of one attack, without the name. Reading needs numpy alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from advcli.runs import atomic, container
 Arrays = dict[str, NDArray[Any]]
 _SHARD = re.compile(r"shard-(\d{5})\.safetensors")
 _FINAL = "ledger.safetensors"
+_PROBES = "probes.safetensors"
 
 
 class Ledger:
@@ -50,12 +52,21 @@ class Ledger:
     def read_shard(self, number: int) -> tuple[Arrays, dict[str, Any]]:
         return _read(self.directory / f"shard-{number:05d}.safetensors")
 
+    def write_probes(self, columns: Arrays) -> None:
+        """What was measured before any attack, a column (n,) each; kept until the whole is written."""
+        atomic.make_folder(self.directory)
+        _write(self.directory / _PROBES, columns, {})
+
+    def probes(self) -> Arrays | None:
+        path = self.directory / _PROBES
+        return _read(path)[0] if path.is_file() else None
+
     def finish(self, arrays: Arrays, header: dict[str, Any]) -> None:
         """Write the whole; only then are the shards removed."""
         atomic.make_folder(self.directory)
         _write(self.directory / _FINAL, arrays, header)
-        for path in self.shards().values():
-            path.unlink()
+        for path in (*self.shards().values(), self.directory / _PROBES):
+            path.unlink(missing_ok=True)
 
     def read(self) -> tuple[Arrays, dict[str, Any]]:
         return _read(self.directory / _FINAL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -196,3 +196,58 @@ def test_dlr_losses_are_their_formulas() -> None:
         torch.testing.assert_close(attack_loss(name)(ModelOutput(z, (), z, z), y, {"target": target}), value, rtol=0, atol=0)
     torch.testing.assert_close(dlr(7 * z + 2, y), dlr(z, y), rtol=1e-9, atol=1e-9)  # what it was made for
     assert torch.equal(dlr(z, y) > 0, z.argmax(1) != y)
+
+
+# Stages.
+
+
+def scaled_trace(x: Tensor, scale: Tensor) -> ModelOutput:
+    """A network that each row sees at a scale of its own."""
+    return ModelOutput(torch.sin(scale[:, None] * (x.flatten(1) - 0.5) @ FIRST) @ SECOND, (), x, x)
+
+
+class Scaled(Surrogate):
+    """Reads a stage's number from the condition."""
+
+    def __init__(self) -> None:
+        super().__init__(trace)
+
+    def __call__(self, x: Tensor, condition: Mapping[str, Tensor]) -> ModelOutput:
+        return scaled_trace(x, condition["scale"])
+
+
+@each_norm
+def test_a_stage_is_a_run_that_starts_where_the_one_before_did_best(norm: str) -> None:
+    """Three stages of 30 steps against three attacks of 30 steps, each begun by hand; nobody is fooled at this threshold."""
+    threat, (x, y), scales = THREATS[norm], examples(), (0.5, 1.0, 1.5)
+    draws, none = Draws(0, torch.arange(N), "stages"), torch.zeros(N, dtype=torch.int64)
+    staged = Apgd(threat, "ce", steps=90, stages=tuple({"scale": scale} for scale in scales))
+    state = staged.begin(x, y, draws, {}, none)
+    ends = []
+    for _ in range(90):
+        if int(state["step"][0]) % 30 == 0 and int(state["step"][0]):
+            ends.append(state["best"].clone())
+        staged.advance(Scaled(), state, torch.inf, draws)
+    ends.append(state["best"].clone())
+    start = threat.surface_start(x, draws)
+    for scale, end in zip(scales, ends, strict=True):
+        single = Apgd(threat, "ce", steps=30, stages=({"scale": scale},))
+        own = single.begin(x, y, draws, {}, none)
+        own |= {"x_adv": start.clone(), "before": start.clone(), "best": start.clone()}
+        for _ in range(30):
+            single.advance(Scaled(), own, torch.inf, draws)
+        torch.testing.assert_close(own["best"], end, rtol=0, atol=0)
+        start = own["best"]
+    assert bool(state["over"].all())
+
+
+def test_rows_of_one_pool_are_in_stages_of_their_own() -> None:
+    """The same points for a pool that holds all rows and for one that holds two, whose rows begin at different times."""
+    x, y = examples()
+    attack = Apgd(THREATS["linf"], "ce", steps=20, stages=({"scale": 0.5}, {"scale": 1.5}))
+    found = []
+    for chunk in (N, 2):
+        judge = Judge(torch.nn.Identity(), chunk=chunk)
+        judge.margins = lambda points, labels: torch.full((len(labels),), -1.0)  # type: ignore[method-assign]
+        found.append(attack(Scaled(), judge, x, y, Draws(0, torch.arange(N), "stages"), {"logits": model(x)}))
+    torch.testing.assert_close(found[0].x_adv, found[1].x_adv, rtol=0, atol=1e-12)

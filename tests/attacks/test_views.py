@@ -7,8 +7,20 @@ from torch import Tensor
 
 from advcli.attacks import Cost
 from advcli.attacks.losses import attack_loss, conjunction, margin
-from advcli.attacks.views import FORCED, OPEN, View, ViewedSurrogate, auxiliary, softened, straight
-from advcli.gates import forced, open_gate, soft
+from advcli.attacks.views import (
+    ANNEALED,
+    BYPASSED,
+    ENUMERATED,
+    FORCED,
+    KEPT,
+    OPEN,
+    View,
+    ViewedSurrogate,
+    auxiliary,
+    softened,
+    straight,
+)
+from advcli.gates import forced, labels, open_gate, soft
 from advcli.models import Architecture, ModelOutput, Network, build
 from advcli.recipe.schema import ChannelSuppression, ReverseAttention
 
@@ -101,3 +113,44 @@ def test_a_soft_gate_has_the_gradient_that_the_argmax_hides() -> None:
     (gradient,) = torch.autograd.grad(made.trace(x, soft(1.0)).logits.square().sum(), probe)
     assert float(gradient.abs().max()) > 1e-6
     assert not made.trace(x).logits.requires_grad, "no path leads from the deployed decision to the probe's bias"
+
+
+def test_kept_and_annealed_gates_are_the_passes_they_name() -> None:
+    made, x, y = network(), images(), torch.arange(40) % K
+    assert torch.equal(KEPT.see(made, x, {"label": y}).logits, made.trace(x, labels(y)).logits)
+    temperature = torch.tensor([1.0, 0.1]).repeat(20)
+    seen = ANNEALED.see(made, x, {"temperature": temperature}).logits
+    for value, rows in ((1.0, slice(0, None, 2)), (0.1, slice(1, None, 2))):
+        torch.testing.assert_close(seen[rows], made.trace(x, soft(value)).logits[rows])
+
+
+def test_a_bypassed_gate_answers_as_deployed_and_has_the_open_gradient() -> None:
+    made, x = network(), images()
+    weight = torch.randn(40, K, generator=torch.Generator().manual_seed(5))
+    gradients = []
+    for see in (lambda z: BYPASSED.see(made, z, {}), lambda z: made.trace(z, open_gate)):
+        leaf = x.clone().requires_grad_(True)
+        gradients.append(torch.autograd.grad((see(leaf).logits * weight).sum(), leaf)[0])
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(BYPASSED.see(made, x, {}).logits, made(x))
+    cost = Cost()
+    ViewedSurrogate(made, BYPASSED, cost).gradient(attack_loss("ce"), x, torch.zeros(40, dtype=torch.int64), {})
+    assert (cost.forwards, cost.backwards) == (80, 40), "it passes the network twice"
+
+
+def test_enumeration_is_the_exact_condition_of_success() -> None:
+    """Its margin is over 0 where the deployed decision is not the label, under 0 elsewhere; each class's value by hand in float64."""
+    made, x = network().double(), images(200).double()
+    every, aux = made.all_gate_logits(made.trace(x)), made.trace(x).aux_logits[-1]
+    for y in (made(x).argmax(1), torch.arange(200) % K, aux.argmax(1)):
+        seen = ENUMERATED.see(made, x, {"label": y}).logits
+        assert seen.shape == (200, K + 1)
+        assert torch.equal(margin(seen, y) > 0, made(x).argmax(1) != y)
+        for i in range(0, 200, 17):
+            for k in range(K):
+                order, here = sorted(aux[i].tolist()), sorted(every[i, k].tolist())
+                gate = (aux[i, k] - max(aux[i, j] for j in range(K) if j != k)) / (order[-1] - order[-3])
+                head = (max(every[i, k, j] for j in range(K) if j != y[i]) - every[i, k, y[i]]) / (here[-1] - here[-3])
+                value = seen[i, K if k == y[i] else k]
+                assert abs(float(min(gate, head)) - float(value)) < 1e-9
+        assert bool((seen.gather(1, y[:, None]) == 0).all())

@@ -1,4 +1,4 @@
-"""Flags need an effect over 2 points and exact evidence under 0.001; just below either, nothing is said."""
+"""Flags need an effect over 2 points and exact evidence under 0.001; just below either, nothing is raised."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advcli.evaluation.masking import EFFECT, P_VALUE, flags, verdict
+from advcli.evaluation.masking import CHECKS, EFFECT, P_VALUE, SEVERITY, Flag, flags, raised, reasons, verdict
+
+
+def found(broken: dict[str, Any], parts: dict[str, str] | None = None, **rest: Any) -> list[str]:
+    """Names of the flags that are raised."""
+    return [flag["name"] for flag in raised(flags(broken, parts or {}, rest.get("probes", {}), rest.get("traits", {})))]
 
 
 def pair(only_weak: int, only_strong: int, n: int, weak: str = "fgsm", strong: str = "pgd-20") -> dict[str, Any]:
@@ -39,51 +44,101 @@ AROUND = [
 ]
 
 
-@pytest.mark.parametrize(("weak", "strong", "n", "raised"), AROUND)
+@pytest.mark.parametrize(("weak", "strong", "n", "is_raised"), AROUND)
 @pytest.mark.parametrize("names", [("fgsm", "pgd-20"), ("fgsm", "pgd-100@eps/4"), ("fgsm-rs", "pgd-40@0.007")])
-def test_one_step_that_beats_many(weak: int, strong: int, n: int, raised: bool, names: tuple[str, str]) -> None:
-    found = flags(pair(weak, strong, n, *names))
-    assert [flag["name"] for flag in found] == (["single-step-beats-iterative"] if raised else [])
-    for flag in found:
-        assert flag.keys() == {"name", "value", "threshold", "message"}
-        assert flag["value"] == pytest.approx((weak - strong) / n, abs=1e-6)
-        assert flag["threshold"] == 0.02
-        assert all(name in flag["message"] for name in names)
+def test_one_step_that_beats_many(weak: int, strong: int, n: int, is_raised: bool, names: tuple[str, str]) -> None:
+    (flag,) = flags(pair(weak, strong, n, *names), {}, {}, {})
+    assert flag.keys() == {"name", "raised", "value", "threshold", "p", "means", "source", "message"}
+    assert (flag["name"], flag["raised"]) == ("single-step-beats-iterative", is_raised)
+    assert flag["value"] == pytest.approx((weak - strong) / n, abs=1e-6)
+    assert flag["threshold"] == 0.02
+    assert (flag["p"] < 0.001 and flag["value"] > 0.02) == is_raised
+    assert all(name in flag["message"] for name in names)
 
 
-@pytest.mark.parametrize(("breaks", "n", "raised"), [(11, 549, True), (11, 550, False), (10, 100, False), (11, 100, True)])
-def test_a_black_box_that_breaks_what_gradients_do_not(breaks: int, n: int, raised: bool) -> None:
+@pytest.mark.parametrize(("weak", "strong", "n", "is_raised"), AROUND)
+@pytest.mark.parametrize("probe", ["more-steps-not-stronger", "noise-beats-gradient", "unbounded-attack-fails", "zero-gradients"])
+def test_a_probe_is_a_pair_too_and_what_was_not_probed_does_not_count(weak: int, strong: int, n: int, is_raised: bool, probe: str) -> None:
+    a, b = pair(weak, strong, n).values()
+    column = np.concatenate([a.astype(np.int8) + 2 * b.astype(np.int8), np.full(500, -1, np.int8)])
+    (flag,) = flags({}, {}, {probe: column}, {})
+    assert (flag["name"], flag["raised"], flag["source"]) == (probe, is_raised, CHECKS[probe].source)
+    assert flag["value"] == pytest.approx((weak - strong) / n, abs=1e-6)
+
+
+@pytest.mark.parametrize(("breaks", "n", "is_raised"), [(11, 549, True), (11, 550, False), (10, 100, False), (11, 100, True)])
+def test_a_black_box_that_breaks_what_gradients_do_not(breaks: int, n: int, is_raised: bool) -> None:
     square = np.arange(n) < breaks
     white = np.arange(n) >= n - 20
-    found = flags({"square": square, "apgd-ce": white, "fab-t": np.zeros(n, bool)})
-    assert [flag["name"] for flag in found] == (["black-box-beats-white-box"] if raised else [])
+    assert found({"square": square, "apgd-ce": white, "fab-t": np.zeros(n, bool)}) == (["black-box-beats-white-box"] if is_raised else [])
 
 
 def test_the_white_box_attacks_count_together() -> None:
     n = 100
     square, rows = np.arange(n) < 40, np.arange(n)
     halves = {"square": square, "apgd-ce": rows < 20, "apgd-t": (rows >= 20) & (rows < 32)}
-    assert flags(halves) == []  # 8 : 0 is no evidence
-    assert len(flags({**halves, "apgd-t": (rows >= 20) & (rows < 29)})) == 1  # 11 : 0 is
+    assert found(halves) == []  # 8 : 0 is no evidence
+    assert len(found({**halves, "apgd-t": (rows >= 20) & (rows < 29)})) == 1  # 11 : 0 is
+
+
+@pytest.mark.parametrize(("name", "names"), [("apgd-t@forced", {"adaptive-beats-autoattack"}), ("pgd-100@open", set(CHECKS))])
+def test_what_knows_the_network_against_autoattack(name: str, names: set[str]) -> None:
+    """Only where AutoAttack ran on its own survivors, in suite full; transfer from the open twin has a flag of its own."""
+    rows = np.arange(100)
+    broken, parts = {"apgd-ce": rows < 20, "square": rows < 20, name: rows < 40}, {"apgd-ce": "aa", "square": "aa", name: "adaptive"}
+    expected = names & {"transfer-beats-white-box", "adaptive-beats-autoattack"}
+    assert set(found(broken, parts)) == expected
+    assert found({**broken, name: rows < 30}, parts) == [], "ten images are no evidence"
+    assert found(broken, dict.fromkeys(broken, "adaptive")) == []
+
+
+@pytest.mark.parametrize(
+    ("trait", "value", "name"),
+    [
+        ("random", "row", "unstable-predictions"),
+        ("companions", True, "depends-on-batch"),
+        ("operations", ["round"], "blocked-gradients"),
+        ("probabilities", True, "returns-probabilities"),
+    ],
+)
+def test_what_is_odd_about_a_network_leaves_an_upper_bound(trait: str, value: Any, name: str) -> None:
+    none = {"random": None, "companions": False, "operations": [], "probabilities": False}
+    quiet, loud = flags({}, {}, {}, none), flags({}, {}, {}, none | {trait: value})
+    assert len(quiet) == 4
+    assert raised(quiet) == []
+    assert [flag["name"] for flag in raised(loud)] == [name]
+    assert verdict("aa", "test", quiet) == "trustworthy"
+    assert verdict("aa", "test", loud) == "upper bound"
+    assert "round" in reasons("aa", "test", loud)[0] or trait != "operations"
 
 
 def test_attacks_that_were_not_run_raise_nothing() -> None:
     everything = np.ones(100, bool)
-    assert flags({}) == []
-    assert flags({"fgsm": everything}) == []
-    assert flags({"square": everything}) == []
+    assert flags({}, {}, {}, {}) == []
+    assert flags({"fgsm": everything}, {}, {}, {}) == []
+    assert flags({"square": everything}, {}, {}, {}) == []
+
+
+def a_flag(means: str, is_raised: bool = True) -> Flag:
+    return {"name": "x", "raised": is_raised, "means": means, "message": "it is odd"}
 
 
 @pytest.mark.parametrize(
-    ("suite", "raised", "expected"),
+    ("suite", "found", "expected"),
     [
         ("quick", [], "upper bound"),
         ("paper", [], "upper bound"),
         ("aa", [], "trustworthy"),
-        ("aa", [{"name": "x"}], "masked"),
-        ("quick", [{"name": "x"}], "masked"),
+        ("full", [], "trustworthy"),
+        ("aa", [a_flag("masked", False)], "trustworthy"),
+        ("aa", [a_flag("upper bound")], "upper bound"),
+        ("aa", [a_flag("upper bound"), a_flag("masked")], "masked"),
+        ("quick", [a_flag("masked")], "masked"),
     ],
 )
-def test_verdicts(suite: str, raised: list[dict[str, Any]], expected: str) -> None:
-    assert verdict(suite, "test", raised) == expected
-    assert verdict(suite, "train", raised) != "trustworthy"
+def test_verdicts_are_the_least_that_anything_allows(suite: str, found: list[Flag], expected: str) -> None:
+    assert verdict(suite, "test", found) == expected
+    for split, gated in (("train", False), ("test", True)):
+        assert verdict(suite, split, found, gated=gated) == max(expected, "upper bound", key=SEVERITY.index)
+        assert reasons(suite, split, found, gated=gated)
+    assert bool(reasons(suite, "test", found)) == (expected != "trustworthy"), "a verdict has its reasons, and trust needs none"

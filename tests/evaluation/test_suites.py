@@ -6,11 +6,13 @@ import pytest
 from typer.testing import CliRunner
 
 from advcli.attacks import Apgd, Fab, Pgd, Square, Threat
+from advcli.attacks.expectation import DRAWS
 from advcli.attacks.reference import ReferenceAttack, standard_parts
 from advcli.cli.app import app
 from advcli.errors import UsageError
+from advcli.evaluation.entries import Entry
 from advcli.evaluation.masking import verdict
-from advcli.evaluation.suites import SUITES, Entry, from_sources, notes, suite
+from advcli.evaluation.suites import PROBED, SUITES, from_sources, notes, suite
 
 LINF = Threat("linf", 8 / 255)
 
@@ -120,16 +122,40 @@ def test_transfer_is_pgd_and_mim_of_100_steps_on_each_source() -> None:
         assert entry.about.endswith(f"crafted on {entry.name[-1]}")
 
 
-@pytest.mark.parametrize("name", ["quick", "paper", "transfer", "fast", "aa", "aa-plus"])
-def test_only_autoattack_is_more_than_an_upper_bound(name: str) -> None:
-    assert name in SUITES
-    assert verdict(name, "test", []) == ("trustworthy" if name.startswith("aa") else "upper bound")
-    assert ("upper bound" in SUITES[name].about) == (name not in ("aa", "aa-plus"))
+@pytest.mark.parametrize("name", SUITES)
+def test_only_autoattack_and_more_is_more_than_an_upper_bound(name: str) -> None:
+    whole = name in ("aa", "aa-plus", "adaptive", "full")
+    assert verdict(name, "test", []) == ("trustworthy" if whole else "upper bound")
+    assert ("upper bound" in SUITES[name].about) == (not whole)
+    assert (name in PROBED) == (whole or name == "aa-rand"), "what might be believed is probed"
+
+
+def test_full_holds_autoattack_first_then_the_papers_then_more() -> None:
+    entries = suite("full").entries(LINF, 10)
+    parts = [entry.part for entry in entries]
+    assert parts == ["aa"] * 4 + ["paper"] * len(PAPER) + ["adaptive"]
+    others = [*suite("aa").entries(LINF, 10), *suite("paper").entries(LINF, 10), suite("adaptive").entries(LINF, 10)[-1]]
+    assert [(entry.name, entry.on, entry.readings) for entry in entries] == [(entry.name, entry.on, entry.readings) for entry in others]
+
+
+def test_adaptive_holds_autoattack_and_its_targets_again() -> None:
+    *first, again = suite("adaptive").entries(LINF, 10)
+    assert tuple(first) == suite("aa").entries(LINF, 10)
+    assert (again.attack, again.name) == (first[1].attack, "apgd-t-again")
+
+
+@pytest.mark.parametrize(("classes", "second"), [(10, "dlr"), (3, "dlr"), (2, "margin")])
+def test_rand_is_autoattacks_composition_for_random_networks(classes: int, second: str) -> None:
+    """Croce and Hein 2020's `rand`: APGD-CE and APGD-DLR, 100 steps, one restart, 20 draws; no FAB, no Square."""
+    entries = suite("aa-rand").entries(LINF, classes)
+    assert [entry.attack for entry in entries] == [Apgd(LINF, "ce"), Apgd(LINF, second)]  # type: ignore[arg-type]
+    assert {entry.surrogate for entry in entries} == {"expected"}
+    assert DRAWS == 20
 
 
 def test_help_names_every_suite() -> None:
     text = " ".join(CliRunner().invoke(app, ["attack", "--help"]).stdout.replace("│", " ").split())
-    assert "quick, paper, fast, aa, aa-plus, adaptive or transfer" in text
+    assert f"{', '.join(list(SUITES)[:-1])} or {list(SUITES)[-1]}" in text
 
 
 @pytest.mark.parametrize("classes", [10, 4, 3, 2])

@@ -111,11 +111,31 @@ def test_flags_reach_the_verdict() -> None:
     weak, strong = [1.0] * 30 + [-1.0] * 70, [-1.0] * n
     arrays = ledger(margins, labels, **{"fgsm": weak, "pgd-20": strong})
     report = summarise(arrays, header(("fgsm", "all"), ("pgd-20", "all"), suite="quick"))
-    assert [flag["name"] for flag in report["flags"]] == ["single-step-beats-iterative"]
+    assert [flag["name"] for flag in report["flags"] if flag["raised"]] == ["single-step-beats-iterative"]
+    assert report["reasons"][0] == report["flags"][0]["message"]
     assert report["verdict"] == "masked"
     assert report["robust"] == 0.7  # the worst case counts what the weaker attack found
     honest = ledger(margins, labels, **{"fgsm": strong, "pgd-20": weak})
     assert summarise(honest, header(("fgsm", "all"), ("pgd-20", "all"), suite="quick"))["verdict"] == "upper bound"
+
+
+def test_each_part_has_a_worst_case_of_its_own_and_adaptive_has_everybodys() -> None:
+    arrays = ledger(MARGINS, LABELS, a=[1, -1, -1, -1, None, -1], p=[-1, 1, 1, -1, None, -1], k=[None, -1, -1, 1, None, -1])
+    head = header(("a", "survivors"), ("p", "all"), ("k", "survivors"), suite="full")
+    for entry, part in zip(head["entries"], ("aa", "paper", "adaptive"), strict=True):
+        entry["part"] = part
+    report = summarise(arrays, head)
+    assert report["worst"] == {"aa": 4 / 6, "paper": 3 / 6, "adaptive": 1 / 6}
+    assert report["robust"] == 1 / 6
+    assert summarise(arrays, header(("a", "survivors"), ("p", "all"), ("k", "survivors")))["worst"] == {"aa": 1 / 6}
+
+
+def test_probes_are_read_from_the_ledger() -> None:
+    n = 40
+    arrays = ledger([-5.0] * n, [0] * n, a=[-1.0] * n) | {"probe.zero-gradients": np.array([1] * 11 + [0] * 9 + [-1] * 20, np.int8)}
+    report = summarise(arrays, header(("a", "survivors")))
+    assert [(flag["name"], flag["raised"], flag["value"]) for flag in report["flags"]] == [("zero-gradients", True, 0.55)]
+    assert report["verdict"] == "masked"
 
 
 def test_through_a_gate_any_suite_gives_an_upper_bound() -> None:

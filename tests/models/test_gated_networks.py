@@ -335,7 +335,8 @@ def test_all_gate_logits_are_those_of_as_many_forced_passes(arch: str, name: str
     inner = "channel-suppression" if arch == "small-cnn" else "reverse-attention"
     made = network(arch, part(inner, INNER[arch]), part(name), size=size, cells=cells)
     x, y = images(size=size), classes()
-    every, chosen = made.all_gate_logits(x), made.all_gate_logits(x, forced({INNER[arch]: y}))
+    every = made.all_gate_logits(made.trace(x))
+    chosen = made.all_gate_logits(made.trace(x, forced({INNER[arch]: y})))
     assert every.shape == (3, K, K)
     for k in range(K):
         here = torch.full((3,), k)
@@ -348,8 +349,10 @@ def test_all_gate_logits_are_those_of_as_many_forced_passes(arch: str, name: str
 
 def test_all_gate_logits_need_a_gate_before_pooling() -> None:
     for gates in ((), (part("channel-suppression", "layer2"),)):
-        with pytest.raises(ValueError, match="no gate stands at features"):
-            network("small-cnn", *gates).all_gate_logits(images())
+        made = network("small-cnn", *gates)
+        assert not made.closes_at_features
+        with pytest.raises(ValueError, match="no gate that closes stands at features"):
+            made.all_gate_logits(made.trace(images()))
 
 
 # Fusion in a network.
@@ -395,7 +398,7 @@ def test_nothing_but_training_asks_how_labels_open_gates(name: str, monkeypatch:
         made.train(mode)
         made(batch.images)
         made.trace(batch.images)
-        made.all_gate_logits(batch.images)
+        made.all_gate_logits(made.trace(batch.images))
         crafted = objective.craft(made, batch, moment)
         with pytest.raises(AssertionError, match="opened a gate"):
             objective.loss(made, batch, crafted, moment)

@@ -1,0 +1,117 @@
+"""Probes for masked gradients: cheap measurements on a sample, whose pairs of outcomes the verdict reads from the ledger.
+
+A probe answers, for each image of the sample, two yes-or-no questions of which an honest network's second is at least as often
+yes as the first. Sources: Athalye et al. 2018, Carlini et al. 2019, Pintor et al. 2022, Zimmermann et al. 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from advcli.attacks import Cost, Pgd, Surrogate, Threat
+from advcli.attacks.losses import attack_loss, cross_entropy, margin
+from advcli.attacks.pool import State, given
+from advcli.draws import Draws
+from advcli.evaluation.active import active_test
+from advcli.models import ModelOutput
+
+SAMPLE = 128
+"""Images at most; ten and one of them on one side are enough for a p-value under 0.001."""
+
+STEPS = 100
+_EARLY = 10
+_NOISES = 100
+_UNBOUNDED = 0.5
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Sample(NamedTuple):
+    """images (N, C, H, W) in [0, 1]; labels (N,); draws of all."""
+
+    images: Tensor
+    labels: Tensor
+    draws: Draws
+
+
+def measure(trace: Callable[[Tensor], ModelOutput], threat: Threat, sample: Sample, largest_class: int, cost: Cost) -> dict[str, Pair]:
+    """The pairs (N,) bool of every probe. trace: the deployed network, as an attack that knows nothing of it sees it.
+
+    largest_class: the label that most images of the whole split have.
+    """
+    surrogate = Surrogate(trace, cost)
+    clean = _margins(surrogate, sample.images, sample.labels)
+    path, losses = _path(surrogate, threat, sample)
+    wrong, end = path >= 0, path[:, -1] >= 0
+    right = clean < 0
+    still = ~wrong.any(1)
+    noise = right & _noise(surrogate, threat, sample)
+    flat, saturated = _gradients(surrogate, sample)
+    none = torch.zeros_like(right)
+    survived = _unbounded(surrogate, threat, sample)
+    return {
+        "more-steps-not-stronger": (right & wrong[:, _EARLY], right & end),
+        "silent-success": (right & wrong.any(1), right & end),
+        "loss-not-rising": (right & still & (losses[:, -1] <= losses[:, 0]), none),
+        "robust-above-clean": (~right, end),
+        "noise-beats-gradient": (noise, right & wrong.any(1)),
+        "unbounded-attack-fails": (survived, sample.labels == largest_class),
+        "zero-gradients": (flat, none),
+        "saturated-loss": (saturated & ~flat, none),
+        "active-test-fails": active_test(trace, threat, sample.images, sample.draws.sub("active"), cost),
+    }
+
+
+@torch.no_grad()
+def _margins(surrogate: Surrogate, x: Tensor, y: Tensor) -> Tensor:
+    return margin(surrogate(x, {}).logits.float(), y)
+
+
+def _ascend(attack: Pgd, surrogate: Surrogate, sample: Sample) -> tuple[Tensor, Tensor]:
+    """Margins and losses (N, steps + 1) along one run of the attack on the cross-entropy, whether or not an image falls."""
+    x, y = sample.images, sample.labels
+    state: State = attack.begin(x, y, sample.draws.sub("path"), {}, torch.zeros_like(y))
+    margins, losses = [], []
+    for _ in range(attack.steps + 1):
+        gradient, loss, output = surrogate.gradient(attack.loss, state["x_adv"], y, given(state))
+        margins.append(margin(output.logits.float(), y))
+        losses.append(loss)
+        state["x_adv"] = attack.threat.project(attack.threat.step(state["x_adv"], gradient, attack.step_size), x)
+    return torch.stack(margins, 1), torch.stack(losses, 1)
+
+
+def _path(surrogate: Surrogate, threat: Threat, sample: Sample) -> tuple[Tensor, Tensor]:
+    return _ascend(Pgd(threat, attack_loss("ce"), STEPS, threat.eps / 10), surrogate, sample)
+
+
+def _unbounded(surrogate: Surrogate, threat: Threat, sample: Sample) -> Tensor:
+    """(N,) bool: what no iterate breaks at a radius that turns every image into grey, half the range in each pixel."""
+    eps = _UNBOUNDED if threat.norm == "linf" else _UNBOUNDED * math.sqrt(sample.images[0].numel())
+    wide = replace(threat, eps=max(eps, threat.eps))
+    margins, _ = _ascend(Pgd(wide, attack_loss("margin"), STEPS, wide.eps / 10), surrogate, sample)
+    return (margins < 0).all(1)
+
+
+def _noise(surrogate: Surrogate, threat: Threat, sample: Sample) -> Tensor:
+    """(N,) bool: one of so many random points, half of them at distance eps, is misclassified."""
+    found = torch.zeros_like(sample.labels, dtype=torch.bool)
+    for number in range(_NOISES):
+        draws = sample.draws.sub("noise").at(number)
+        start = threat.surface_start if number % 2 else threat.random_start
+        found |= _margins(surrogate, start(sample.images, draws), sample.labels) >= 0
+    return found
+
+
+def _gradients(surrogate: Surrogate, sample: Sample) -> Pair:
+    """(N,) bool each: the margin's gradient at the image is zero; the cross-entropy's is, or too small for float32 to have a direction."""
+    x, y = sample.images, sample.labels
+    first, _, output = surrogate.gradient(attack_loss("margin"), x, y, {})
+    second, _, _ = surrogate.gradient(lambda out, label, _: cross_entropy(out.logits, label), x, y, {})
+    flat = (first == 0).flatten(1).all(1)
+    return flat, (second == 0).flatten(1).all(1) & (margin(output.logits.float(), y) < 0)
