@@ -111,7 +111,7 @@ def _exact(threat: Threat, num_classes: int) -> tuple[Row, ...]:
     return (
         ("apgd@enumerated", Apgd(threat, "margin"), ENUMERATED, words),
         ("apgd-t@enumerated", Apgd(threat, "targeted", targets=aim(num_classes)[1]), ENUMERATED, f"{words}, towards one class at a time"),
-        ("square@enumerated", Square(threat), ENUMERATED, words),
+        ("square@enumerated", Square(threat, queries=2500), ENUMERATED, words),
     )
 
 

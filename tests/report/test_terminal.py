@@ -74,8 +74,14 @@ def report(**changes: Any) -> dict[str, Any]:
 
 
 FLAG = {
-    **{"name": "black-box-beats-white-box", "raised": True, "value": 0.051, "threshold": 0.02, "p": 1e-5, "means": "masked"},
-    **{"source": "Athalye et al. 2018", "message": "a black-box attack (square) breaks images that no other broke"},
+    "name": "black-box-beats-white-box",
+    "raised": True,
+    "value": 0.051,
+    "threshold": 0.02,
+    "p": 1e-5,
+    "means": "masked",
+    "source": "Athalye et al. 2018",
+    "message": "a black-box attack (square) breaks images that no other broke",
 }
 LONG = "runs/" + "a-rather-long-name-of-a-run/" * 4 + "model.safetensors"
 
