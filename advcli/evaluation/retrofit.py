@@ -120,13 +120,13 @@ def verdict(rows: dict[str, dict[str, Any]]) -> str:
     left, shown = rows[_WORST], rows.get(_PGD)
     kept = f"{_points(left['difference'])} [{_points(left['ci'][0])}, {_points(left['ci'][1])}]"
     papers = "ANCRA's figure 7: " + ", ".join(f"+{gain:.1f} on {name}" for name, gain in FIGURE_7.items())
-    if shown is None or shown["difference"] <= 0:
-        seen = "" if shown is None else f" even under PGD-40 on the final logits ({_points(shown['difference'])} points; {papers})"
-        return (
-            f"Reverse attention gains nothing{seen}, and attacks that know it leave {kept} points."
-            if shown
-            else (f"Attacks that know the gate leave {kept} points.")
+    if shown is None:
+        return f"Under attacks that know it reverse attention changes the worst case by {kept} points."
+    if shown["difference"] <= 0:
+        seen = (
+            f"Even under PGD-40 on the final logits reverse attention gains nothing here ({_points(shown['difference'])} points; {papers})"
         )
+        return f"{seen}; under attacks that know it the worst case changes by {kept}."
     gain = f"Of the {_points(shown['difference'])} points that reverse attention shows under PGD-40 on the final logits ({papers}),"
     if left["ci"][0] > 0:
         share = min(1.0, left["difference"] / shown["difference"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,8 +23,8 @@ def show(found: Mapping[str, Any]) -> None:
     terminal.OUT.print(f"{escape(found['before']['checkpoint'])} -> {escape(found['checkpoint'])}", soft_wrap=True)
     what = f"{threat['norm']} eps {threat['eps']}, suite {after['suite']}, {after['data']} {after['split']}, n = {after['n']}"
     terminal.OUT.print(escape(what), soft_wrap=True)
-    table = Table()
-    for name, justify in (("attack", "left"), ("before %", "right"), ("after %", "right"), ("after - before", "right"), ("95 %", "right")):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name, justify in (("attack", "left"), ("before %", "right"), ("after %", "right"), ("difference", "right"), ("95 %", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for name, row in found["differences"].items():
         ends = "[{:+.1f}, {:+.1f}]".format(*(100 * end for end in row["ci"]))
