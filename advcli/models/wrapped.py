@@ -47,7 +47,13 @@ class Wrapped(Network):
 
 def _make(arch: str, channels: int, num_classes: int) -> nn.Module:
     library, _, name = arch.partition(":")
-    made: nn.Module = _torchvision(name, channels, num_classes) if library == "torchvision" else _timm(name, channels, num_classes)
+    make = _torchvision if library == "torchvision" else _timm
+    try:
+        made: nn.Module = make(name, channels, num_classes)
+    except NotImplementedError:  # on the meta device, from networks that read numbers off tensors while they are built
+        with torch.device("cpu"):
+            made = make(name, channels, num_classes)
+        made = made.to(torch.get_default_device())
     return made
 
 
