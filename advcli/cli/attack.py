@@ -60,7 +60,7 @@ def attack(
     from advcli.evaluation import curve, session
     from advcli.report import terminal
     from advcli.report.progress import AttackProgress
-    from advcli.runs.foreign import Given
+    from advcli.runs.given import Given
 
     path = session.find_checkpoint(checkpoint)
     if checkpoint is None and not quiet:

@@ -15,7 +15,7 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="A .pt, .pth or .safetensors, torchvision:NAME@WEIGHTS, timm:NAME or hf:REPO[/FILE].", show_default=False
+            metavar="SRC", help="A .pt, .pth or .safetensors, torchvision:NAME@WEIGHTS, timm:NAME or hf:REPO/FILE.", show_default=False
         ),
     ],
     out: Annotated[
@@ -42,7 +42,7 @@ def convert(
     from advcli.evaluation.session import Options
     from advcli.report import terminal
     from advcli.report.progress import AttackProgress
-    from advcli.runs.foreign import Given
+    from advcli.runs.given import Given
 
     given = Given.typed(arch, num_classes, mean, std)
     options = Options(source, "quick", data=data, data_root=data_root, norm=norm, eps=eps, device=device, given=given, size=size)

@@ -45,7 +45,7 @@ def deploy_ra(
     from advcli.report import retrofit as screen
     from advcli.report import terminal
     from advcli.report.progress import AttackProgress
-    from advcli.runs.foreign import Given
+    from advcli.runs.given import Given
 
     if eps is not None and "," in eps:
         raise UsageError("one radius, not a list", where="--eps", next="advcli attack takes lists")

@@ -23,7 +23,7 @@ Checkpoint = Annotated[
     typer.Argument(
         metavar="[CKPT]",
         help="A model.safetensors or its folder; somebody else's .pt, .pth or .safetensors, torchvision:NAME@WEIGHTS, timm:NAME or "
-        "hf:REPO[/FILE]; left out: the newest under runs/.",
+        "hf:REPO/FILE; left out: the newest under runs/.",
         show_default=False,
     ),
 ]

@@ -17,7 +17,7 @@ from advcli.evaluation.session import Options
 from advcli.evaluation.stored import Evaluation, open_evaluation
 from advcli.runs import container, folder
 from advcli.runs.checkpoint import Loaded, write_network
-from advcli.runs.foreign import NOTHING_GIVEN
+from advcli.runs.given import NOTHING_GIVEN
 
 SUITE = "full"
 GATE = "reverse-attention"

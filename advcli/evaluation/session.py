@@ -23,9 +23,11 @@ from advcli.recipe.schema import Threat as ThreatPart
 from advcli.runs import foreign
 from advcli.runs.checkpoint import Loaded, few, load_network
 from advcli.runs.folder import model_file, newest_checkpoint
-from advcli.runs.foreign import NOTHING_GIVEN, Given
+from advcli.runs.given import NOTHING_GIVEN, Given
 from advcli.training.cost import forward_flops
 from advcli.training.device import pick_device
+
+_ASSUMED = {"norm": "linf", "eps": "8/255"}  # of checkpoints of others, which do not say what they were trained for
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,14 @@ def open_checkpoint(options: Options, watcher: Watcher) -> Loaded:
     shape = tuple(split.images.shape[1:])
     if shape[1] != shape[2]:
         raise DataError(f"images are {shape[2]} x {shape[1]} pixels, and networks here take square ones", where=data.name, next="--size 32")
-    assumed = {"norm": options.norm or "linf", "eps": _one_radius(options) or "8/255"}
-    loaded = foreign.load(path, options.given, classes, shape, data.model_dump(mode="json"), assumed)
+    several = options.eps is not None and "," in options.eps
+    ball, eps = _threat(_ASSUMED, replace(options, eps=None) if several else options)
+    loaded = foreign.load(path, options.given, classes, shape, data.model_dump(mode="json"), {"norm": ball.norm, "eps": eps})
+    if options.eps is None:
+        watcher.noted(f"{path}: no --eps, so {ball.norm} eps {eps} is assumed")
     for line in first_look.look(loaded, split, pick_device(options.device)):
         watcher.noted(f"{path}: {line}")
     return loaded
-
-
-def _one_radius(options: Options) -> str | None:
-    return options.eps if options.eps is not None and "," not in options.eps else None
 
 
 def _check_sources(options: Options) -> None:
@@ -173,7 +174,10 @@ def _harder(report: dict[str, Any]) -> str:
 
 def threat(loaded: Loaded, options: Options) -> tuple[Threat, str]:
     """What the options, else the checkpoint, say; and eps as typed. UsageError where that is no ball."""
-    stored = loaded.header["threat"]
+    return _threat(loaded.header["threat"], options)
+
+
+def _threat(stored: dict[str, Any], options: Options) -> tuple[Threat, str]:
     if options.norm in ("linf", "l2") and options.norm != stored.get("norm") and options.eps is None:
         what = f"the checkpoint's eps is for {stored.get('norm')}; another norm needs a radius of its own"
         raise UsageError(what, where="--norm", next="add --eps, such as --norm l2 --eps 128/255")

@@ -19,45 +19,15 @@ from torch import Tensor
 
 from advcli.errors import CheckpointError, UsageError
 from advcli.models import Architecture, build
-from advcli.models.layouts import Candidate, Normalization, State, candidates, head_name, unwrap
+from advcli.models.layouts import Candidate, State, candidates, head_name, unwrap
 from advcli.models.wrapped import Wrapped, is_wrapped
-from advcli.recipe.number import parse_number
 from advcli.runs import container, state_dict, zoo
 from advcli.runs.checkpoint import Loaded, check_fit
+from advcli.runs.given import Given, normalization
 from advcli.runs.zoo import Fetched
 
 _ROOMY = 128  # pixels, which all networks here take, with any number of cells
 Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the command line says about a checkpoint of others; None: what its tensors, or its source, say."""
-
-    arch: str | None = None
-    num_classes: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-
-    def __bool__(self) -> bool:
-        return self != NOTHING_GIVEN
-
-    @classmethod
-    def typed(cls, arch: str | None, num_classes: int | None, mean: str | None, std: str | None) -> Given:
-        """From options: mean and std are numbers with commas between them. UsageError where they are none."""
-        return cls(arch, num_classes, _numbers(mean, "--mean"), _numbers(std, "--std"))
-
-
-NOTHING_GIVEN = Given()
-
-
-def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(parse_number(part)) for part in text.strip("[]").split(","))
-    except ValueError as error:
-        raise UsageError(str(error), where=option, next=f"{option} 0.5,0.5,0.5, a value a channel or one for all") from None
 
 
 def is_foreign(path: Path) -> bool:
@@ -157,7 +127,7 @@ def read_as(fetched: Fetched, given: Given, image: tuple[int, ...]) -> Match:
         what = f"read as {describe(architecture)}{'' if arch else ', the nearest of those that are known'}: {error.what}"
         raise CheckpointError(what, where=fetched.where, next=_hint(state, arch)) from None
     _check_given(given, architecture, image, fetched.where)
-    mean, std, normalized_by = _normalization(given, inside, fetched, image[0])
+    mean, std, normalized_by = normalization(given, inside, fetched, image[0])
     return Match(dataclasses.replace(architecture, mean=mean, std=std), _floats(renamed, wanted, fetched.where), normalized_by)
 
 
@@ -214,41 +184,6 @@ def _check_given(given: Given, a: Architecture, image: tuple[int, ...], where: s
     if a.channels != image[0]:
         what = f"the network takes images of {a.channels} channels, and these have {image[0]}"
         raise CheckpointError(what, where=where, next="name the data set that it is for with --data and --data-root")
-
-
-def _normalization(
-    given: Given, inside: Normalization | None, fetched: Fetched, channels: int
-) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, str]:
-    """(mean, std, who says so). The file's own comes first, and what is typed may not contradict it."""
-    if (given.mean is None) != (given.std is None):
-        raise UsageError("mean and std go together", where="--mean, --std", next="such as --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5")
-    typed = Normalization(given.mean, given.std) if given.mean is not None and given.std is not None else None
-    by, chosen = next(
-        ((by, one) for by, one in (("the file", inside), ("the options", typed), (fetched.where, fetched.normalization)) if one),
-        ("none", None),
-    )
-    if chosen is None:
-        return None, None, by
-    mean, std = (tuple(part) * (channels if len(part) == 1 else 1) for part in (chosen.mean, chosen.std))
-    if len(mean) != channels or len(std) != channels or min(std) <= 0 or not all(map(_finite, (*mean, *std))):
-        raise CheckpointError(f"a normalisation by mean {mean} and std {std} is none for {channels} channels", where=fetched.where)
-    if inside and typed and not _alike(inside, typed):
-        raise UsageError(f"the file brings a normalisation of its own: {inside}", where="--mean, --std", next="leave them out")
-    return mean, std, by
-
-
-def _finite(value: float) -> bool:
-    return abs(value) < float("inf")
-
-
-def _alike(a: Normalization, b: Normalization) -> bool:
-    """Equal up to float32, one value standing for all channels."""
-    pairs = [(x, y) for one, two in ((a.mean, b.mean), (a.std, b.std)) for x, y in zip(_spread(one, two), _spread(two, one), strict=False)]
-    return all(abs(x - y) <= 1e-6 * max(1, abs(x)) for x, y in pairs)
-
-
-def _spread(values: tuple[float, ...], like: tuple[float, ...]) -> tuple[float, ...]:
-    return values * len(like) if len(values) == 1 else values
 
 
 def _floats(state: State, wanted: Shapes, where: str) -> State:

@@ -18,7 +18,7 @@ from advcli.models import Architecture, Network, build
 from advcli.objectives import Objective, build_objective
 from advcli.recipe import Recipe
 from advcli.runs import checkpoint, container, foreign
-from advcli.runs.foreign import Given
+from advcli.runs.given import Given
 from advcli.training.device import set_precision
 
 

@@ -112,6 +112,19 @@ def test_a_normalisation_is_numbers(mean: str, theirs: Path) -> None:
     assert "expected a number" in refused(2, "attack", theirs, *DIGITS, "--mean", mean, "--std", "1")
 
 
+@pytest.mark.parametrize(
+    ("options", "says"), [(["--eps", "8"], "did you mean --eps 8/255?"), (["--norm", "l2"], "another norm needs a radius of its own")]
+)
+def test_a_threat_that_is_none_is_refused_before_anything_is_written(options: list[str], says: str, theirs: Path) -> None:
+    for command in ("attack", "convert"):
+        assert says in refused(2, command, theirs, "--data", "digits", *options)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_radius_that_is_assumed_is_said(theirs: Path) -> None:
+    assert "no --eps, so linf eps 8/255 is assumed" in advcli_("convert", theirs, "--data", "digits").stderr
+
+
 # convert
 
 

@@ -18,7 +18,7 @@ from torchvision import models
 from advcli.errors import AdvcliError, CheckpointError, UsageError
 from advcli.models import Architecture, build
 from advcli.runs import checkpoint, foreign
-from advcli.runs.foreign import Given
+from advcli.runs.given import Given
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 DATA = {"name": "cifar10"}

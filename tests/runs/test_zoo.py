@@ -17,7 +17,7 @@ from advcli.errors import AdvcliError, CheckpointError, ResourceError, UsageErro
 from advcli.models.wrapped import import_extra
 from advcli.runs import foreign
 from advcli.runs.checkpoint import Loaded
-from advcli.runs.foreign import NOTHING_GIVEN
+from advcli.runs.given import NOTHING_GIVEN
 
 
 def load(source: str, classes: int = 1000) -> Loaded:
