@@ -30,14 +30,17 @@ _BACKBONES: dict[str, _Backbone] = {
     "small-cnn": (SmallCNN, 4),
     "resnet18": (ResNet18, 8),
     "preact-resnet18": (PreActResNet18, 8),
-    # Kinds of the last that only public checkpoints have.
+    "wrn-28-10": (partial(WideResNet, depth=28, factor=10), 4),
+    "wrn-34-10": (partial(WideResNet, depth=34, factor=10), 4),
+    "vgg16-bn": (VGG16, 32),
+}
+# What only checkpoints of others have, and wide networks of any size.
+_OTHERS: dict[str, _Backbone] = {
     "preact-resnet18-raw": (partial(PreActResNet18, raw_shortcut=True), 8),
     "preact-resnet18-no-norm": (partial(PreActResNet18, final_norm=False), 8),
     "preact-resnet18-raw-no-norm": (partial(PreActResNet18, raw_shortcut=True, final_norm=False), 8),
-    "vgg16-bn": (VGG16, 32),
 }
 _WIDE = re.compile(r"wrn-(\d{2,3})-(\d{1,2})")
-KNOWN = f"{', '.join(_BACKBONES)}, wrn-DEPTH-FACTOR, torchvision:NAME, timm:NAME"
 
 
 _GATES: TypeAdapter[tuple[schema.Gate, ...]] = TypeAdapter(tuple[schema.Gate, ...])
@@ -109,14 +112,16 @@ def build(architecture: Architecture, seed: int = 0) -> Network:
 
 
 def _backbone(a: Architecture) -> _Backbone:
-    if a.arch in _BACKBONES:
-        return _BACKBONES[a.arch]
+    known = _BACKBONES | _OTHERS
+    if a.arch in known:
+        return known[a.arch]
     wide = _WIDE.fullmatch(a.arch)
     if wide and int(wide[1]) >= 10 and int(wide[1]) % 6 == 4 and int(wide[2]):
         return partial(WideResNet, depth=int(wide[1]), factor=int(wide[2])), 4
     if is_wrapped(a.arch):
         return partial(Wrapped, a.arch, a.size), 1
-    raise UsageError(f"there is no network {a.arch!r}", where="--arch", next=f"known: {KNOWN}")
+    names = f"{', '.join(known)}, wrn-DEPTH-FACTOR, torchvision:NAME, timm:NAME"
+    raise UsageError(f"there is no network {a.arch!r}", where="--arch", next=f"known: {names}")
 
 
 def _gates(network: Network, a: Architecture) -> dict[str, Gate]:

@@ -49,9 +49,7 @@ def _pickled(path: Path) -> Any:
         called = _calls(path, str(error))
         if called:
             what = f"loading this file would run code of its own; it was not loaded. It asks for {', '.join(called)}"
-            hint = (
-                "where you trust it: torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt') keeps the tensors alone"
-            )
+            hint = "where you trust it, load it yourself and save the tensors alone: torch.save(model.state_dict(), 'weights.pt')"
             raise CheckpointError(what, where=str(path), next=hint) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"the file is damaged, or nothing that torch.save wrote: {reason[:300]}", where=str(path)) from None
