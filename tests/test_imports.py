@@ -62,6 +62,8 @@ def probe(body: str, witness: str, cwd: Path) -> str:
         (["finetune", "--help"], "--from"),
         (["attack", "--help"], "--suite"),
         (["compare", "--help"], "--column"),
+        (["deploy-ra", "--help"], "--no-eval"),
+        (["convert", "--help"], "--arch"),
         (["recipe", "list"], "quickstart"),
         (["recipe", "list", "--json"], '"quickstart"'),
         (["recipe", "show", "quickstart"], "arch: small-cnn"),

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import advcli
-from advcli.cli import adv_train, attack, compare, finetune, pretrain, recipe, verify
+from advcli.cli import adv_train, attack, compare, convert, deploy_ra, finetune, pretrain, recipe, verify
 from advcli.errors import AdvcliError, InterruptedRunError
 
 
@@ -56,6 +56,8 @@ app.command("pretrain")(pretrain.pretrain)
 app.command("adv-train")(adv_train.adv_train)
 app.command("finetune")(finetune.finetune)
 app.command("attack")(attack.attack)
+app.command("deploy-ra")(deploy_ra.deploy_ra)
+app.command("convert")(convert.convert)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
 app.add_typer(recipe.app, name="recipe")

@@ -8,14 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from advcli.cli.options import Device, Json, Out, Quiet
+from advcli.cli.options import Arch, Checkpoint, Data, DataRoot, Device, Json, Mean, NumClasses, Out, Quiet, Size, Std
 from advcli.cli.output import print_json
 
 
 def attack(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(help="A model.safetensors or its folder; left out: the newest under runs/.", show_default=False)
-    ] = None,
+    checkpoint: Checkpoint = None,
     suite: Annotated[
         str,
         typer.Option(help="quick, paper, fast, aa, aa-plus, aa-rand, adaptive, full or transfer. adaptive knows what hides the gradient."),
@@ -25,8 +23,9 @@ def attack(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     split: Annotated[Literal["test", "train"], typer.Option()] = "test",
-    data: Annotated[str | None, typer.Option(help="Another data set than the checkpoint's.", show_default=False)] = None,
-    data_root: Annotated[str | None, typer.Option(help="Where it lies.", show_default=False)] = None,
+    data: Data = None,
+    data_root: DataRoot = None,
+    size: Size = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2; left out: as trained.", show_default=False)] = None,
     eps: Annotated[
         str | None, typer.Option(help="Radius, such as 8/255, or several: 2/255,4/255; left out: as trained.", show_default=False)
@@ -44,6 +43,10 @@ def attack(
     source: Annotated[
         list[Path] | None, typer.Option(metavar="CKPT", help="Of suite transfer: craft on this network. Repeatable.", show_default=False)
     ] = None,
+    arch: Arch = None,
+    num_classes: NumClasses = None,
+    mean: Mean = None,
+    std: Std = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an evaluation that was stopped.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 unless the verdict is trustworthy.")] = False,
     out: Out = None,
@@ -58,13 +61,14 @@ def attack(
     from advcli.evaluation import curve, session
     from advcli.report import terminal
     from advcli.report.progress import AttackProgress
+    from advcli.runs.given import Given
 
     path = session.find_checkpoint(checkpoint)
     if checkpoint is None and not quiet:
         terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}", markup=False)
-    sources = tuple(source or ())
+    sources, given = tuple(source or ()), Given.typed(arch, num_classes, mean, std)
     options = session.Options(
-        path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, head, gate, sources
+        path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, head, gate, sources, given, size
     )
     with AttackProgress(quiet=quiet) as progress:
         if curve.is_list(eps):

@@ -14,6 +14,7 @@ def train_command(
     overrides: list[str],
     *,
     start: Path | None = None,
+    num_classes: int | None = None,
     out: Path | None,
     resume: bool,
     dry_run: bool,
@@ -30,7 +31,7 @@ def train_command(
 
     session.check_command(recipe, command)
     if command == "finetune":
-        recipe = session.start_from(recipe, start)
+        recipe = session.start_from(recipe, start, num_classes)
     if dry_run:
         plan = session.dry_run(recipe, device=device)
         facts = {**dataclasses.asdict(plan), "recipe": plan.recipe.model_dump(mode="json")}

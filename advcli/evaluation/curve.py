@@ -13,7 +13,6 @@ from advcli.evaluation.session import Options
 from advcli.evaluation.stored import Evaluation, open_evaluation
 from advcli.evaluation.suites import suite
 from advcli.measures import wilson
-from advcli.runs.checkpoint import load_network
 
 
 def is_list(eps: str | None) -> bool:
@@ -24,7 +23,7 @@ def run(options: Options, watcher: Watcher) -> dict[str, Any]:
     """The report of a curve. Every radius is checked before any is attacked; smaller ones come first."""
     suite(options.suite, options.engine)
     folders, seconds = [], 0.0
-    for text in _ascending(options):
+    for text in _ascending(options, watcher):
         out = options.out / f"eps-{text.replace('/', '_')}" if options.out else None
         folder, report = session.run(replace(options, eps=text, out=out), _Labelled(watcher, text))
         folders.append(folder)
@@ -32,12 +31,12 @@ def run(options: Options, watcher: Watcher) -> dict[str, Any]:
     return {**summarise([open_evaluation(folder) for folder in folders]), "seconds": seconds}
 
 
-def _ascending(options: Options) -> list[str]:
+def _ascending(options: Options, watcher: Watcher) -> list[str]:
     """The radii as typed, smallest first; UsageError for one that is none, or that is there twice."""
     if options.out is not None and (options.out / "identity.json").exists():
         what = "the folder holds a single evaluation, and a list of eps makes a folder for each"
         raise UsageError(what, where=str(options.out), next="name another folder with --out")
-    loaded = load_network(session.find_checkpoint(options.checkpoint))
+    loaded = session.open_checkpoint(options, watcher)
     radii: dict[float, str] = {}
     for text in str(options.eps).split(","):
         threat, typed = session.threat(loaded, replace(options, eps=text.strip()))
@@ -56,6 +55,9 @@ class _Labelled:
 
     def attacking(self, name: str, survivors: int, of: int) -> None:
         self.watcher.attacking(f"eps {self.eps} {name}", survivors, of)
+
+    def noted(self, text: str) -> None:
+        """Nothing: what there is to note about the checkpoint was noted before the first radius."""
 
 
 def summarise(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

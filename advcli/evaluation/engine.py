@@ -44,6 +44,7 @@ class Watcher(Protocol):
     def started(self, done: int, total: int) -> None: ...
     def attacking(self, name: str, survivors: int, of: int) -> None: ...
     def advanced(self, done: int, spent: int, left: int) -> None: ...
+    def noted(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def evaluate(job: Job, folder: Path | None, watcher: Watcher, *, device: torch.d
     A finished evaluation of the same identity is reported again, not run again. An unfinished one goes on with resume.
     """
     identity = job.identity()
-    folder = folder or job.loaded.path.parent / "evals" / f"{job.suite}-{identity['digest'][:8]}"
+    folder = folder or job.loaded.evals / f"{job.suite}-{identity['digest'][:8]}"
     ledger = Ledger(folder / "ledger")
     _claim(folder, identity, ledger, resume=resume)
     if not ledger.complete:
@@ -359,6 +360,7 @@ class _Run:
         """What a reader of the numbers must know."""
         job = self.job
         few = notes(job.suite, job.loaded.architecture.num_classes) if job.engine == "native" else []
+        few = [*job.loaded.header.get("notes", []), *few]
         if job.head != "final":
             few = [*few, f"the decision of head {job.head} was judged, not the one that is deployed"]
         if job.gated:

@@ -59,9 +59,9 @@ def _against(first: Evaluation, other: Evaluation) -> dict[str, Any]:
     a, b = first.outcomes, other.outcomes
     shared = [name for name in _comparable(first) if _comparable(first)[name] == _comparable(other).get(name)]
     return {
-        "clean": _difference(a.correct, b.correct),
-        "robust": _difference(a.robust, b.robust),
-        "attacks": {name: _difference(a.left[name], b.left[name]) for name in shared},
+        "clean": difference(a.correct, b.correct),
+        "robust": difference(a.robust, b.robust),
+        "attacks": {name: difference(a.left[name], b.left[name]) for name in shared},
     }
 
 
@@ -76,7 +76,7 @@ def _comparable(evaluation: Evaluation) -> dict[str, tuple[str, ...]]:
     return meanings
 
 
-def _difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> dict[str, Any]:
+def difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> dict[str, Any]:
     """b minus a, paired by image: a (n,) and b (n,) say who is classified right."""
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return {

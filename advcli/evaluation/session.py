@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,23 +13,27 @@ from pydantic import TypeAdapter, ValidationError
 from advcli.attacks import Threat
 from advcli.data import Split, load_test
 from advcli.errors import CheckFailedError, CheckpointError, DataError, UsageError
+from advcli.evaluation import first_look
 from advcli.evaluation.engine import Job, Watcher, evaluate, pick
 from advcli.evaluation.suites import TRANSFER, suite
 from advcli.models import head_of, with_gate
 from advcli.recipe.number import parse_number
 from advcli.recipe.schema import DATA_SETS, Data, Gate
 from advcli.recipe.schema import Threat as ThreatPart
+from advcli.runs import foreign
 from advcli.runs.checkpoint import Loaded, few, load_network
 from advcli.runs.folder import model_file, newest_checkpoint
+from advcli.runs.given import NOTHING_GIVEN, Given
 from advcli.training.cost import forward_flops
 from advcli.training.device import pick_device
 
-HARD = ("aa", "aa-plus", "aa-rand")
+_HARD = ("aa", "aa-plus", "aa-rand")  # as hard as it gets for a network that hides nothing
+_ASSUMED = {"norm": "linf", "eps": "8/255"}  # of checkpoints of others, which do not say what they were trained for
 
 
 @dataclass(frozen=True)
 class Options:
-    """None: what the checkpoint's header says. n None: the whole split."""
+    """None: what the checkpoint's header says. n None: the whole split. given: about a checkpoint of others. size: of a folder's images."""
 
     checkpoint: Path | None
     suite: str
@@ -49,6 +52,8 @@ class Options:
     head: str = "final"
     gate: str | None = None
     source: tuple[Path, ...] = ()
+    given: Given = NOTHING_GIVEN
+    size: int | None = None
 
 
 def find_checkpoint(given: Path | None) -> Path:
@@ -60,15 +65,23 @@ def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     """(evaluation folder, report)."""
     suite(options.suite, options.engine)  # an unknown name is refused before anything is loaded
     _check_sources(options)
-    loaded = load_network(find_checkpoint(options.checkpoint))
+    return attack(open_checkpoint(options, watcher), options, watcher)
+
+
+def attack(loaded: Loaded, options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
+    """The same for a checkpoint that is open."""
     if options.gate is not None:
-        loaded = _with_gate(loaded, options.gate)
-    sources = tuple(_source(loaded, path) for path in options.source)
+        loaded = with_named_gate(loaded, options.gate)
+    stored = loaded.header["data"]
+    alike = replace(
+        options, given=NOTHING_GIVEN, data=options.data or stored.get("name"), data_root=options.data_root or stored.get("root")
+    )
+    sources = tuple(_source(loaded, replace(alike, checkpoint=path), watcher) for path in options.source)
     if len({(source.header["tensors_sha256"], source.architecture) for source in sources}) < len(sources):
         raise UsageError("a source is named twice: two are the same network", where="--source", next="name each once")
     head_of(loaded.network, options.head)
     radius, eps_text = threat(loaded, options)
-    split, data = _images(loaded, options)
+    split, data = open_split(loaded, options)
     images = pick(split, options.n, options.seed)
     device = pick_device(options.device)
     chunk = options.batch_size or default_chunk(loaded, len(images), device)
@@ -77,15 +90,42 @@ def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     return evaluate(job, options.out, watcher, device=device, resume=options.resume)
 
 
+def open_checkpoint(options: Options, watcher: Watcher) -> Loaded:
+    """The checkpoint that options name, ours or another's; of the latter the clean accuracy is noted at once."""
+    path = find_checkpoint(options.checkpoint)
+    if not foreign.is_foreign(path):
+        if options.given:
+            what = "the checkpoint is advcli's and says itself what it is"
+            raise UsageError(what, where="--arch, --num-classes, --mean, --std", next="leave them out")
+        return load_network(path)
+    foreign.check_readable(path)  # a hostile or missing file is refused before anything is asked about it
+    if options.data is None:
+        what = "a checkpoint of others does not say which data it is for"
+        raise UsageError(what, where="--data", next=f"--data cifar10, or another of {', '.join(DATA_SETS)}")
+    data = _data({}, options)
+    split, classes = load_test(data, options.split)
+    shape = tuple(split.images.shape[1:])
+    if shape[1] != shape[2]:
+        raise DataError(f"images are {shape[2]} x {shape[1]} pixels, and networks here take square ones", where=data.name, next="--size 32")
+    several = options.eps is not None and "," in options.eps
+    ball, eps = _threat(_ASSUMED, replace(options, eps=None) if several else options)
+    loaded = foreign.load(path, options.given, classes, shape, data.model_dump(mode="json"), {"norm": ball.norm, "eps": eps})
+    if options.eps is None:
+        watcher.noted(f"{path}: no --eps, so {ball.norm} eps {eps} is assumed")
+    for line in first_look.look(loaded, split, pick_device(options.device)):
+        watcher.noted(f"{path}: {line}")
+    return loaded
+
+
 def _check_sources(options: Options) -> None:
     if bool(options.source) != (options.suite == TRANSFER):
         what = "a transfer attack needs other networks to be crafted on" if not options.source else f"suite {options.suite} has no sources"
         raise UsageError(what, where="--source", next="advcli attack CKPT --suite transfer --source OTHER")
 
 
-def _source(loaded: Loaded, path: Path) -> Loaded:
+def _source(loaded: Loaded, options: Options, watcher: Watcher) -> Loaded:
     """Another network for the same images and classes."""
-    source = load_network(find_checkpoint(path))
+    source = open_checkpoint(options, watcher)
     a, b = loaded.architecture, source.architecture
     if source.header["classes"] != loaded.header["classes"] or (a.channels, a.size) != (b.channels, b.size):
         what = "the source is for other classes or images than the checkpoint"
@@ -95,14 +135,14 @@ def _source(loaded: Loaded, path: Path) -> Loaded:
     return source
 
 
-def _with_gate(loaded: Loaded, name: str) -> Loaded:
+def with_named_gate(loaded: Loaded, name: str) -> Loaded:
     """The checkpoint with a gate put on afterwards, before pooling: what a gate does to the numbers of a network not trained for it."""
     try:
         part: Gate = TypeAdapter(Gate).validate_python({"name": name})
     except ValidationError:
         raise UsageError(f"there is no gate {name!r}", where="--gate", next="--gate reverse-attention") from None
     network, architecture = with_gate(loaded.network, loaded.architecture, part)
-    return dataclasses.replace(loaded, network=network, architecture=architecture)
+    return replace(loaded, network=network, architecture=architecture)
 
 
 def default_chunk(loaded: Loaded, n: int, device: torch.device) -> int:
@@ -129,12 +169,15 @@ def _harder(report: dict[str, Any]) -> str:
     if suite in knows:
         return "no suite attacks harder: judge the network by what the flags say of it"
     odd = report["gated"] or any(flag["raised"] for flag in report["flags"])
-    return "--suite adaptive knows how the network hides its gradient" if odd or suite in HARD else "--suite aa attacks harder"
+    return "--suite adaptive knows how the network hides its gradient" if odd or suite in _HARD else "--suite aa attacks harder"
 
 
 def threat(loaded: Loaded, options: Options) -> tuple[Threat, str]:
     """What the options, else the checkpoint, say; and eps as typed. UsageError where that is no ball."""
-    stored = loaded.header["threat"]
+    return _threat(loaded.header["threat"], options)
+
+
+def _threat(stored: dict[str, Any], options: Options) -> tuple[Threat, str]:
     if options.norm in ("linf", "l2") and options.norm != stored.get("norm") and options.eps is None:
         what = f"the checkpoint's eps is for {stored.get('norm')}; another norm needs a radius of its own"
         raise UsageError(what, where="--norm", next="add --eps, such as --norm l2 --eps 128/255")
@@ -157,12 +200,10 @@ def threat(loaded: Loaded, options: Options) -> tuple[Threat, str]:
     return Threat(part.norm, float(part.eps)), part.eps.text
 
 
-def _images(loaded: Loaded, options: Options) -> tuple[Split, dict[str, Any]]:
-    """The split that the checkpoint, or an option, names, and where it is from; DataError where it does not fit the network."""
-    stored = loaded.header.get("data")
-    fields = dict(stored) if isinstance(stored, dict) and options.data in (None, stored.get("name")) else {"name": options.data}
-    if options.data_root is not None:
-        fields["root"] = options.data_root
+def _data(stored: dict[str, Any], options: Options) -> Data:
+    """The data set that options name, else the stored one; UsageError where it is none."""
+    fields = dict(stored) if options.data in (None, stored.get("name")) else {"name": options.data}
+    fields |= {key: value for key, value in (("root", options.data_root), ("size", options.size)) if value is not None}
     try:
         data = Data.model_validate(fields)
     except ValueError:
@@ -173,6 +214,13 @@ def _images(loaded: Loaded, options: Options) -> tuple[Split, dict[str, Any]]:
         ) from None
     if data.name == "folder" and data.root is None:
         raise UsageError("a folder of images needs its place", where="--data-root")
+    return data
+
+
+def open_split(loaded: Loaded, options: Options) -> tuple[Split, dict[str, Any]]:
+    """The split that the checkpoint, or an option, names, and where it is from; DataError where it does not fit the network."""
+    stored = loaded.header.get("data")
+    data = _data(stored if isinstance(stored, dict) else {}, options)
     split, classes = load_test(data, options.split)
     expected = tuple(loaded.header.get("classes", ()))
     if classes != expected:

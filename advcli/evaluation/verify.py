@@ -23,7 +23,7 @@ from advcli.evaluation.summary import summarise
 from advcli.models import Architecture, HeadView, Network, frozen, head_of, with_gate
 from advcli.recipe.number import parse_number
 from advcli.recipe.schema import Data
-from advcli.runs import atomic
+from advcli.runs import atomic, foreign, zoo
 from advcli.runs.checkpoint import Loaded, load_network
 from advcli.runs.ledger import Arrays, Ledger
 from advcli.training.device import set_precision
@@ -61,7 +61,7 @@ def gather(folder: Path, *, checkpoint: Path | None, data_root: str | None) -> E
         what = "this evaluation is not finished" if ledger.shards() else "there is no evaluation here"
         raise CheckpointError(what, where=str(folder), next="give an evaluation folder, such as runs/quickstart/evals/aa-1f3c9a2b")
     arrays, header = ledger.read()
-    loaded = _as_judged(load_network(checkpoint or _find_checkpoint(header, folder)), header)
+    loaded = _as_judged(_load(checkpoint or _find_checkpoint(header, folder), header), header)
     data = Data.model_validate({**loaded.header["data"], **header["data"], **({"root": data_root} if data_root else {})})
     split, _ = load_test(data, header["split"])
     threat = Threat(header["threat"]["norm"], float(parse_number(header["threat"]["eps"])))
@@ -77,6 +77,17 @@ def gather(folder: Path, *, checkpoint: Path | None, data_root: str | None) -> E
     return Evidence(folder, arrays, header, loaded, images, threat)
 
 
+def _load(path: Path, header: dict[str, Any]) -> Loaded:
+    """The checkpoint; one of others as the network that the receipt says it was read as."""
+    if not foreign.is_foreign(path):
+        return load_network(path)
+    try:
+        architecture = Architecture.from_json(header["identity"]["architecture"])
+    except ValueError as error:
+        raise CheckpointError(f"the receipt describes no network: {error}", where=str(path)) from None
+    return foreign.as_evaluated(path, architecture, header["classes"], header["data"])
+
+
 def _as_judged(loaded: Loaded, header: dict[str, Any]) -> Loaded:
     """The checkpoint with the gate that was put on it for the evaluation, where one was."""
     judged = Architecture.from_json(header["identity"]["architecture"])
@@ -89,7 +100,7 @@ def _as_judged(loaded: Loaded, header: dict[str, Any]) -> Loaded:
 def _find_checkpoint(header: dict[str, Any], folder: Path) -> Path:
     """Where the ledger says, else beside the evaluations: run folders move."""
     stored = Path(header["checkpoint"])
-    return stored if stored.is_file() else folder.resolve().parents[1] / stored.name
+    return stored if stored.is_file() or zoo.is_remote(stored) else folder.resolve().parents[1] / stored.name
 
 
 def check(evidence: Evidence, *, device: torch.device, quantize: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +21,12 @@ from advcli.models.resnet import ResNet18
 from advcli.models.small_cnn import SmallCNN
 from advcli.models.vgg import VGG16
 from advcli.models.wide_resnet import WideResNet
+from advcli.models.wrapped import Wrapped, is_wrapped
 from advcli.recipe import schema
 
-# name: (constructor (channels, classes, width, cells) -> Network, factor by which it shrinks an image's sides)
-_BACKBONES: dict[str, tuple[Callable[[int, int, float, int], Network], int]] = {
+# (constructor (channels, classes, width, cells) -> Network, factor by which it shrinks an image's sides)
+_Backbone = tuple[Callable[[int, int, float, int], Network], int]
+_BACKBONES: dict[str, _Backbone] = {
     "small-cnn": (SmallCNN, 4),
     "resnet18": (ResNet18, 8),
     "preact-resnet18": (PreActResNet18, 8),
@@ -31,6 +34,13 @@ _BACKBONES: dict[str, tuple[Callable[[int, int, float, int], Network], int]] = {
     "wrn-34-10": (partial(WideResNet, depth=34, factor=10), 4),
     "vgg16-bn": (VGG16, 32),
 }
+# What only checkpoints of others have, and wide networks of any size.
+_OTHERS: dict[str, _Backbone] = {
+    "preact-resnet18-raw": (partial(PreActResNet18, raw_shortcut=True), 8),
+    "preact-resnet18-no-norm": (partial(PreActResNet18, final_norm=False), 8),
+    "preact-resnet18-raw-no-norm": (partial(PreActResNet18, raw_shortcut=True, final_norm=False), 8),
+}
+_WIDE = re.compile(r"wrn-(\d{2,3})-(\d{1,2})")
 
 
 _GATES: TypeAdapter[tuple[schema.Gate, ...]] = TypeAdapter(tuple[schema.Gate, ...])
@@ -78,9 +88,7 @@ class Architecture:
 def build(architecture: Architecture, seed: int = 0) -> Network:
     """The network on the CPU with initial weights fixed by seed. Raises UsageError where the images do not fit it."""
     a = architecture
-    if a.arch not in _BACKBONES:
-        raise UsageError(f"there is no network {a.arch!r}", next=f"known: {', '.join(_BACKBONES)}")
-    constructor, shrink = _BACKBONES[a.arch]
+    constructor, shrink = _backbone(a)
     if a.size < shrink:
         raise UsageError(
             f"{a.arch} shrinks images {shrink}-fold, and these have {a.size} pixels",
@@ -101,6 +109,19 @@ def build(architecture: Architecture, seed: int = 0) -> Network:
     if a.mean is not None and a.std is not None:
         network.set_normalization(a.mean, a.std)
     return network
+
+
+def _backbone(a: Architecture) -> _Backbone:
+    known = _BACKBONES | _OTHERS
+    if a.arch in known:
+        return known[a.arch]
+    wide = _WIDE.fullmatch(a.arch)
+    if wide and int(wide[1]) >= 10 and int(wide[1]) % 6 == 4 and int(wide[2]):
+        return partial(WideResNet, depth=int(wide[1]), factor=int(wide[2])), 4
+    if is_wrapped(a.arch):
+        return partial(Wrapped, a.arch, a.size), 1
+    names = f"{', '.join(known)}, wrn-DEPTH-FACTOR, torchvision:NAME, timm:NAME"
+    raise UsageError(f"there is no network {a.arch!r}", where="--arch", next=f"known: {names}")
 
 
 def _gates(network: Network, a: Architecture) -> dict[str, Gate]:

@@ -94,6 +94,11 @@ class AttackProgress(_Display):
     def attacking(self, name: str, survivors: int, of: int) -> None:
         self.name, self.standing = name, f"{survivors} of {of} stand"
 
+    def noted(self, text: str) -> None:
+        """Said even when quiet where it is a warning."""
+        if not self.quiet or "warning" in text:
+            ERR.print(text, markup=False, soft_wrap=True)
+
     def advanced(self, done: int, spent: int, left: int) -> None:
         elapsed = time.monotonic() - self.began
         remaining = duration(elapsed / spent * left) if spent else "?"

@@ -148,6 +148,14 @@ def show_training(outcome: Mapping[str, Any]) -> None:
     OUT.print(f"[bold]{escape(outcome['checkpoint'])}[/bold] epoch {outcome['best_epoch']} of {outcome['epochs']}")
 
 
+def show_conversion(facts: Mapping[str, Any]) -> None:
+    """Where the checkpoint lies and what it was made from."""
+    origin = facts["foreign"]
+    OUT.print(escape(f"{origin['source']}, read as {origin['read_as']}, normalisation: {origin['normalized_by']}"), soft_wrap=True)
+    OUT.print(f"next: advcli attack {escape(facts['checkpoint'])} --suite aa", soft_wrap=True)
+    OUT.print(f"[bold]{escape(facts['checkpoint'])}[/bold]", soft_wrap=True)
+
+
 def show_dry_run(resolved: str, rows: Sequence[tuple[str, str]], last: str) -> None:
     OUT.print(escape(resolved), soft_wrap=True)
     table = Table(show_header=False, box=None, pad_edge=False)

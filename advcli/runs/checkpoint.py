@@ -39,12 +39,20 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint in memory: the network in eval mode on the CPU, what it was built from, and the header with its receipts."""
+    """A checkpoint in memory: the network in eval mode on the CPU, what it was built from, and the header with its receipts.
+
+    path: its file, or what names it where it is fetched from somewhere. home: where its evaluations go; None: beside the file.
+    """
 
     network: Network
     architecture: Architecture
     header: dict[str, Any]
     path: Path
+    home: Path | None = None
+
+    @property
+    def evals(self) -> Path:
+        return (self.home or self.path.parent) / "evals"
 
 
 def write_network(path: Path, network: Network, architecture: Architecture, header: dict[str, Any]) -> None:
@@ -88,12 +96,14 @@ def check_fit(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, 
         raise CheckpointError("the weights do not fit the network\n" + "\n".join(rows), where=where)
 
 
-def initialise_from(network: Network, path: Path, architecture: Architecture, classes: Sequence[str]) -> dict[str, Any]:
+def initialise_from(
+    network: Network, path: Path, architecture: Architecture, classes: Sequence[str], start: Loaded | None = None
+) -> dict[str, Any]:
     """Copy the weights of a model file into a network of the same architecture, normalisation and classes (`model.init`).
 
-    Returns the file's header.
+    start: what is in the file, where it was read already. Returns the header.
     """
-    loaded = load_network(path)
+    loaded = start or load_network(path)
     state = loaded.network.state_dict()
     check_fit({k: tuple(t.shape) for k, t in network.state_dict().items()}, {k: tuple(t.shape) for k, t in state.items()}, str(path))
     own, wanted = loaded.header["classes"], list(classes)

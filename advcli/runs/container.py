@@ -19,6 +19,9 @@ _KEY = "advcli"
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 _FOREIGN = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x80": "a Python pickle", b"\x89HDF": "an HDF5 file"}
 
+PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl")
+"""Endings of files that torch.save writes; others' safetensors are told from ours by their table of contents."""
+
 Table = dict[str, dict[str, Any]]  # name: {dtype, shape, data_offsets}
 
 
@@ -68,6 +71,21 @@ def read_header(path: Path, kind: str) -> dict[str, Any]:
     return header
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether a file is somebody else's, by its ending or for want of our header; a damaged one of no known ending is not."""
+    if path.suffix in PICKLED:
+        return True
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            file.seek(0)
+            top = _json(file.read(8 + min(length, _MAX_HEADER)), path)
+    except (OSError, CheckpointError):
+        return False
+    metadata = top.get("__metadata__")
+    return not (isinstance(metadata, dict) and _KEY in metadata)
+
+
 def _unreadable(error: OSError, path: Path, kind: str) -> CheckpointError:
     if isinstance(error, FileNotFoundError):
         return CheckpointError(f"there is no such {kind} file", where=str(path), next="advcli adv-train writes checkpoints under runs/")
@@ -89,7 +107,7 @@ def _header(data: bytes, path: Path, *, whole: bool = True) -> dict[str, Any]:
         if _digest_json(header) != sealed["header_sha256"]:
             raise CheckpointError("the file is damaged: its header does not match its SHA-256", where=str(path))
     except (KeyError, TypeError):
-        hint = "advcli convert will take other people's checkpoints; this version reads its own only"
+        hint = "advcli convert FILE makes a checkpoint of it that all commands read"
         raise CheckpointError(
             "a safetensors file, but not one that advcli wrote: it has no advcli header", where=str(path), next=hint
         ) from None

@@ -42,6 +42,19 @@ def check_free(out: Path) -> None:
         raise UsageError(what, where=str(out), next="--resume goes on with the run in it; another --out starts a new one")
 
 
+def new_model_file(name: str, out: Path | None) -> Path:
+    """Where a new checkpoint goes: out, if it ends in .safetensors, else model.safetensors in the folder out, or in a new runs/NAME.
+
+    UsageError where something is there.
+    """
+    if out is None or out.suffix != ".safetensors":
+        return create(name, out) / "model.safetensors"
+    if out.exists():
+        raise UsageError("there is a file already, and nothing is overwritten", where=str(out), next="-o names another")
+    atomic.make_folder(out.parent)
+    return out
+
+
 def newest(name: str) -> Path | None:
     """The newest run folder of a recipe's name, by its number."""
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")

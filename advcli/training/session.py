@@ -11,6 +11,7 @@ from advcli.errors import CheckpointError, UsageError
 from advcli.models import Network
 from advcli.recipe import Recipe
 from advcli.runs import folder as folders
+from advcli.runs import foreign
 from advcli.training.cost import forward_flops, passes
 from advcli.training.device import pick_device, resolve_precision
 from advcli.training.loop import Outcome, Watcher, train
@@ -35,13 +36,18 @@ def check_command(recipe: Recipe, command: str) -> None:
         )
 
 
-def start_from(recipe: Recipe, path: Path | None) -> Recipe:
-    """The recipe with model.init set to a model file, or to that of a run folder; path left out, the recipe must have one."""
+def start_from(recipe: Recipe, path: Path | None, num_classes: int | None = None) -> Recipe:
+    """The recipe with model.init set to a model file, or to that of a run folder; path left out, the recipe must have one.
+
+    num_classes: what weights of others must tell apart; None: as many as the data set has, which is checked later.
+    """
     if path is not None:
         init = str(folders.model_file(path))
-        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": init})})
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": init})})
     if recipe.model.init is None:
         raise UsageError("finetuning starts from trained weights, and none were named", where="--from", next=_FROM)
+    if num_classes is not None:
+        foreign.check_classes(Path(recipe.model.init), num_classes)
     return recipe
 
 

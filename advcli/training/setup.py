@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from advcli.errors import UsageError
 from advcli.models import Architecture, Network, build
 from advcli.objectives import Objective, build_objective
 from advcli.recipe import Recipe
-from advcli.runs import checkpoint, container
+from advcli.runs import checkpoint, container, foreign
+from advcli.runs.given import Given
 from advcli.training.device import set_precision
 
 
@@ -43,7 +45,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     """recipe with its precision resolved. Raises DataError, CheckpointError or UsageError where something does not fit."""
     set_precision(recipe.train.precision, device)
     if recipe.model.init is not None:
-        container.read_header(Path(recipe.model.init), "model")  # a missing start is said before data are fetched
+        _check_start(Path(recipe.model.init))  # a missing start is said before data are fetched
     data = load_data(recipe.data, recipe.seed)
     if recipe.train.batch_size > len(data.train):
         raise UsageError(
@@ -64,8 +66,11 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     model = build(architecture, recipe.seed)
     start = None
     if recipe.model.init is not None:
-        header = checkpoint.initialise_from(model, Path(recipe.model.init), architecture, data.classes)
+        path = Path(recipe.model.init)
+        given = _read_foreign(path, recipe, architecture, data.classes) if foreign.is_foreign(path) else None
+        header = checkpoint.initialise_from(model, path, architecture, data.classes, given)
         start = {key: header.get(key) for key in ("name", "seed", "tensors_sha256", "recipe_sha256")}
+        start |= {"foreign": header["foreign"]} if "foreign" in header else {}
         start["saw_held_out"] = _saw_held_out(recipe, header)
     model.to(device)
     data = DataSet(data.train.to(device), data.validation.to(device), data.classes)
@@ -82,6 +87,19 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
     size = min(recipe.select.train_images, len(data.train))
     monitored = data.train.take(stratified_part(data.train.labels.cpu(), size, recipe.seed, "monitor")[0].to(device))
     return Assembly(recipe, device, data, monitored, architecture, model, objective, optimizer, start)
+
+
+def _check_start(path: Path) -> None:
+    if foreign.is_foreign(path):
+        foreign.check_readable(path)
+    else:
+        container.read_header(path, "model")
+
+
+def _read_foreign(path: Path, recipe: Recipe, a: Architecture, classes: Sequence[str]) -> checkpoint.Loaded:
+    """Weights of others as the recipe's network, without its gates: the recipe says what the command line would."""
+    data = recipe.data.model_dump(mode="json")
+    return foreign.load(path, Given(a.arch, None, a.mean, a.std), classes, (a.channels, a.size, a.size), data, {})
 
 
 def _saw_held_out(recipe: Recipe, header: dict[str, Any]) -> bool:
