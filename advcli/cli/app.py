@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import advcli
-from advcli.cli import adv_train, attack, compare, finetune, pretrain, recipe, verify
+from advcli.cli import adv_train, attack, card, compare, finetune, pretrain, recipe, report, verify
 from advcli.errors import AdvcliError, InterruptedRunError
 
 
@@ -58,4 +58,6 @@ app.command("finetune")(finetune.finetune)
 app.command("attack")(attack.attack)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
+app.command("report")(report.report)
+app.command("card")(card.card)
 app.add_typer(recipe.app, name="recipe")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -280,6 +281,7 @@ class _Run:
         split = self.images
         table = {"index": split.index.cpu().numpy(), "label": split.labels.cpu().numpy(), "clean_margin": margins.cpu().numpy()}
         whole, seconds = shards.join(self.ledger, table, [entry.name for entry in self.entries], split.images.shape[1:])
+        whole["clean"] = split.images.cpu().numpy()[np.isin(whole["index"], whole["adversarial_index"])]
         self.ledger.finish(whole, self._header())
         atomic.write_json(
             folder / "timing.json", {"seconds": round(seconds, 3), "device": str(self.device), "threads": torch.get_num_threads()}

@@ -16,10 +16,12 @@ from advcli.runs import container, log
 from advcli.runs import folder as run_folder
 from advcli.runs.ledger import Arrays, Ledger
 
+_IMAGES = ("adversarial", "clean")  # nearly all of a ledger, and no number needs them
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation: its ledger without the adversarial images, and what it amounts to."""
+    """A finished evaluation: its ledger without the images, and what it amounts to."""
 
     folder: Path
     arrays: Arrays
@@ -91,7 +93,7 @@ def open_evaluation(folder: Path) -> Evaluation:
             "this evaluation is not finished", where=str(folder), next="the attack command that began it, with --resume, goes on with it"
         )
     arrays, header = ledger.read()
-    kept = {name: array for name, array in arrays.items() if name != "adversarial"}  # nearly all of the file, and no number needs it
+    kept = {name: array for name, array in arrays.items() if name not in _IMAGES}
     return Evaluation(folder, kept, header)
 
 
