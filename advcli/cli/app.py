@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import advcli
-from advcli.cli import adv_train, attack, card, compare, finetune, pretrain, recipe, report, verify
+from advcli.cli import adv_train, attack, card, compare, finetune, pretrain, recipe, report, verify, visualize
 from advcli.errors import AdvcliError, InterruptedRunError
 
 
@@ -60,4 +60,5 @@ app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("card")(card.card)
+app.add_typer(visualize.app, name="visualize")
 app.add_typer(recipe.app, name="recipe")
