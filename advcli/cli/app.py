@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ class _Group(TyperGroup):
     """Turns advcli's errors into one panel and their exit code; anything else is a bug and keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a class name that the terminal lacks stops no report
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

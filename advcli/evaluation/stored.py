@@ -97,9 +97,9 @@ def open_evaluation(folder: Path) -> Evaluation:
     return Evaluation(folder, kept, header)
 
 
-def open_run(folder: Path) -> Run:
-    """CheckpointError where something in it is damaged."""
-    model = folder / "model.safetensors"
+def open_run(folder: Path, name: str = "model.safetensors") -> Run:
+    """CheckpointError where something in it is damaged. name: of the model file that the evaluations must be of."""
+    model = folder / name
     header = container.read_header(model, "model") if model.is_file() else None
     evaluations, passed_over = [], []
     for path in _evaluation_folders(folder):
@@ -123,7 +123,7 @@ def _not_deployed(found: Evaluation, model: dict[str, Any] | None) -> str:
     if model is None:
         return ""
     if identity["tensors_sha256"] != model["tensors_sha256"]:
-        return "it attacked other weights than those in model.safetensors"
+        return "it attacked other weights than those in the model file"
     put, own = ((part.get("architecture") or {}).get("gates") or [] for part in (identity, model))
     return "" if put == own else "a gate was put on the network for it"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from advcli.evaluation.stored import Evaluation
+from advcli.recipe import Recipe
 from advcli.report.subject import Subject
 
 
@@ -15,10 +16,9 @@ def recompute(subject: Subject) -> list[tuple[str, str]]:
     rows = []
     if subject.evaluation:
         rows.append(("check every stored adversarial image again, without an attack", _line("verify", subject.evaluation.folder)))
-        rows.append(("attack again", _attack_again(subject.evaluation, subject.model)))
+        rows.append(("attack again", _attack_again(subject.evaluation, subject)))
     if subject.run and subject.run.recipe:
-        rows.append(("train again", train(subject)))
-    rows.append(("draw this page again", _line("report", subject.folder)))
+        rows.append(("train again", _train_again(subject.run.folder, subject.run.recipe)))
     return rows
 
 
@@ -28,18 +28,20 @@ def attack(subject: Subject) -> str:
     return _line("attack", subject.folder, "--suite", "adaptive" if gated else "aa")
 
 
-def train(subject: Subject) -> str:
-    """The training of a run, from its resolved recipe."""
-    assert subject.run is not None and subject.run.recipe is not None, "only a run with a recipe can be trained again"
-    recipe = subject.run.recipe
-    start = recipe.model.init is not None
-    command = "pretrain" if recipe.objective.name == "standard" else "finetune" if start else "adv-train"
-    return _line(command, subject.run.folder / "recipe.yaml")
+def page(subject: Subject) -> str:
+    return _line("report", subject.folder)
 
 
-def _attack_again(evaluation: Evaluation, model: dict[str, Any]) -> str:
-    header, identity = evaluation.header, evaluation.header["identity"]
-    words: list[Any] = ["attack", header["checkpoint"], "--suite", header["suite"], "--n", evaluation.n, "--seed", identity["seed"]]
+def _train_again(folder: Path, recipe: Recipe) -> str:
+    command = "pretrain" if recipe.objective.name == "standard" else "finetune" if recipe.model.init is not None else "adv-train"
+    return _line(command, folder / "recipe.yaml")
+
+
+def _attack_again(evaluation: Evaluation, subject: Subject) -> str:
+    header, identity, model = evaluation.header, evaluation.header["identity"], subject.model
+    stored = Path(header["checkpoint"])  # where it lay; a run folder that moved has taken it along
+    checkpoint = subject.run.folder / stored.name if subject.run else stored
+    words: list[Any] = ["attack", checkpoint, "--suite", header["suite"], "--n", evaluation.n, "--seed", identity["seed"]]
     words += ["--norm", header["threat"]["norm"], "--eps", header["threat"]["eps"], "--batch-size", identity["chunk"]]
     words += ["--split", header["split"]] if header["split"] != "test" else []
     words += ["--head", header["head"]] if header.get("head", "final") != "final" else []

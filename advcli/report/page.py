@@ -75,7 +75,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         "recipe": dump(run.recipe) if run and run.recipe else None,
         "machine": _machine(subject),
         "receipts": _receipts(subject),
-        "commands": commands.recompute(subject),
+        "commands": [*commands.recompute(subject), ("draw this page again", commands.page(subject))],
         "attack_command": commands.attack(subject),
         "references": [
             references.of_software(advcli.__version__),
@@ -108,7 +108,7 @@ def _about(subject: Subject) -> list[tuple[str, str]]:
 
 _BADGE = {"trustworthy": "trustworthy", "upper bound": "an upper bound", "masked": "not to be trusted"}
 _MEANING = {
-    "trustworthy": "The worst case per image over every attack that was run: AutoAttack ran whole, and no sign of masked gradients was seen.",
+    "trustworthy": "The worst case per image over all attacks: AutoAttack ran whole, and no sign of masked gradients was seen.",
     "upper bound": "The worst case per image over the attacks that were run, and an upper bound: harder attacks may break more images.",
     "masked": "Gradients look masked: the attacks were misled, and the network is likely weaker than this number. Do not trust it.",
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,8 @@ from advcli.runs.ledger import Ledger
 SHOWN = 8
 
 
-class Example(NamedTuple):
+@dataclass(frozen=True)
+class Example:
     """An image that an attack broke, as data URIs. clean and perturbation: None where the ledger keeps no clean images."""
 
     index: int

@@ -56,14 +56,16 @@ class Subject:
 
 def of(path: Path) -> Subject:
     """The subject in a run folder, an evaluation folder or at a model file. CheckpointError where there is none, or it is damaged."""
-    folder = path.parent if path.is_file() and path.suffix == ".safetensors" else path
-    if is_evaluation(folder):
-        return _of_evaluation(folder)
-    if not is_run(folder):
-        what = "there is neither a run nor an evaluation here" if folder.exists() else "there is no such folder"
+    if path.is_file():
+        run = open_run(path.parent, path.name)
+        return Subject(path.parent, leading(run), run)
+    if is_evaluation(path):
+        return _of_evaluation(path)
+    if not is_run(path):
+        what = "there is neither a run nor an evaluation here" if path.exists() else "there is no such folder"
         raise CheckpointError(what, where=str(path), next="name a run folder, such as runs/quickstart, or one under its evals/")
-    run = open_run(folder)
-    return Subject(folder, leading(run), run)
+    run = open_run(path)
+    return Subject(path, leading(run), run)
 
 
 def leading(run: Run) -> Evaluation | None:
@@ -91,7 +93,9 @@ def _of_evaluation(folder: Path) -> Subject:
     except ResourceError as error:  # what lies beside an evaluation takes nothing from it
         return Subject(folder, evaluation, None, (f"the run folder could not be read: {error.what} ({error.where})",))
     if run.header is not None and run.header["tensors_sha256"] != evaluation.header["identity"]["tensors_sha256"]:
-        return Subject(folder, evaluation, None, ("the run folder now holds other weights than those that were attacked, so it is left out",))
+        return Subject(
+            folder, evaluation, None, ("the run folder now holds other weights than those that were attacked, so it is left out",)
+        )
     return Subject(folder, evaluation, run)
 
 

@@ -1,4 +1,7 @@
-"""Terminal screens: errors, tables and the one number that matters in the last line. Fits 80 columns; plain off a terminal."""
+"""Terminal screens: errors, tables and the one number that matters in the last line. Fits 80 columns; plain off a terminal.
+
+Where the terminal has no Unicode, rich draws in ASCII and the streams write what they lack as escapes (advcli.cli.app).
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ _KIND = {
     "upper bound": "worst case of these attacks alone: an upper bound",
     "masked": "gradients look masked: do not trust this number",
 }
+_SHORT = {"trustworthy": "worst case", "upper bound": "an upper bound", "masked": "masked: do not trust it"}  # beside a radius
 
 
 def show_error(error: AdvcliError) -> None:
@@ -49,11 +53,12 @@ def show_attack(report: Mapping[str, Any], folder: str) -> None:
     what = f"{threat['norm']} eps {threat['eps']}, suite {report['suite']}, {report['data']} {report['split']}, n = {n}"
     OUT.print(escape(what), soft_wrap=True)
     table = Table()
-    for name, justify in (("attack", "left"), ("on", "left"), ("accuracy %", "right"), ("95 % interval", "right")):
+    table.add_column("attack", overflow="fold")  # names of transfer attacks are long
+    for name, justify in (("on", "left"), ("accuracy %", "right"), ("95 % interval", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_row("none (clean)", "all", percent(report["clean"]), interval(report["clean"], n))
     for name, row in report["attacks"].items():
-        table.add_row(name, row["on"], percent(row["accuracy"]), interval(row["accuracy"], n))
+        table.add_row(escape(name), row["on"], percent(row["accuracy"]), interval(row["accuracy"], n))
     OUT.print(table)
     _show_classes(report)
     for note in report["notes"]:
@@ -63,7 +68,12 @@ def show_attack(report: Mapping[str, Any], folder: str) -> None:
     took = f" in {report['seconds']:.0f} s" if report.get("seconds") is not None else ""
     OUT.print(f"{report['forwards']:,} forwards, {report['backwards']:,} backwards{took}; {report['borderline']} borderline")
     OUT.print(f"receipt {escape(folder)}")
-    bounds = escape(interval(report["robust"], n))
+    OUT.print(f"page {escape(folder)}/report.html", soft_wrap=True)
+    _show_headline(report)
+
+
+def _show_headline(report: Mapping[str, Any]) -> None:
+    bounds = escape(interval(report["robust"], report["n"]))
     OUT.print(f"[bold]robust {percent(report['robust'])} %[/bold] {bounds} {_KIND[report['verdict']]}")
 
 
@@ -89,7 +99,7 @@ def show_curve(report: Mapping[str, Any]) -> None:
     for point in points:
         OUT.print(f"receipt {escape(point['receipt'])}", soft_wrap=True)
     last, bounds = points[-1], escape(interval(points[-1]["robust"], n))
-    OUT.print(f"[bold]robust {percent(last['robust'])} %[/bold] {bounds} at eps {escape(last['eps'])}, {_KIND[last['verdict']]}")
+    OUT.print(f"[bold]robust {percent(last['robust'])} %[/bold] {bounds} at eps {escape(last['eps'])}, {_SHORT[last['verdict']]}")
 
 
 def show_verification(result: Mapping[str, Any], folder: str) -> None:
@@ -127,17 +137,32 @@ def _show_classes(report: Mapping[str, Any]) -> None:
 
 
 def show_training(outcome: Mapping[str, Any]) -> None:
-    """The end of a training: the selected epoch, where it lies, and what to do with it."""
-    for name, title in (("validation", "held-out images"), ("train", "training images")):
-        part = outcome["measured"].get(name)
+    """The end of a training: the selected epoch, where it lies, what to do with it, and how well it did on held-out images."""
+    path = escape(outcome["checkpoint"])
+    OUT.print(f"{path} epoch {outcome['best_epoch']} of {outcome['epochs']}", soft_wrap=True)
+    suite = "adaptive" if "aux0" in (outcome["measured"].get("train") or outcome["measured"].get("validation") or {}) else "aa"
+    OUT.print(f"next: advcli attack {path} --suite {suite}", soft_wrap=True)
+    parts = [(title, outcome["measured"].get(name)) for name, title in (("train", "training"), ("validation", "held out"))]
+    lines = []
+    for title, part in parts:
         if part:
             robust = f"{percent(part['robust'])} % {interval(part['robust'], part['n'])}, an upper bound"
-            OUT.print(escape(f"{title} (n = {part['n']}): clean {percent(part['clean'])} %, {part['attack']} {robust}"))
+            lines.append(escape(f"{title}, n = {part['n']}: clean {percent(part['clean'])} %, {part['attack']} {robust}"))
             if part.get("seen_by_start"):
                 OUT.print("note the checkpoint it started from may have been trained on them: its seed, limit or validation is another")
-    suite = "adaptive" if "aux0" in (outcome["measured"].get("train") or outcome["measured"].get("validation") or {}) else "aa"
-    OUT.print(f"next: advcli attack {escape(outcome['checkpoint'])} --suite {suite}")
-    OUT.print(f"[bold]{escape(outcome['checkpoint'])}[/bold] epoch {outcome['best_epoch']} of {outcome['epochs']}")
+    *before, last = lines or ["no accuracy was measured"]
+    for line in before:
+        OUT.print(line)
+    OUT.print(f"[bold]{last}[/bold]")
+
+
+def show_page(file: str, report: Mapping[str, Any] | None) -> None:
+    """Where a page lies, and its headline."""
+    OUT.print(escape(file), soft_wrap=True)
+    if report is None:
+        OUT.print("[bold]robust accuracy not known[/bold]: nothing was attacked yet")
+    else:
+        _show_headline(report)
 
 
 def show_dry_run(resolved: str, rows: Sequence[tuple[str, str]], last: str) -> None:

@@ -200,7 +200,7 @@ def test_of_several_under_one_condition_the_lowest_is_shown(made: Make, evaluati
         ({"eps": "0.3"}, "at linf eps 0.3, not the run's linf eps 0.15"),
         ({"split": "train"}, "on train images"),
         ({"data": "svhn"}, "on svhn, not digits"),
-        ({"weights": "others"}, "it attacked other weights than those in model.safetensors"),
+        ({"weights": "others"}, "it attacked other weights than those in the model file"),
         ({"head": "open"}, "it judged head open, not the decision"),
         ({"gates": ["reverse-attention"]}, "a gate was put on the network for it"),
     ],
