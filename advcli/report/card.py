@@ -34,7 +34,7 @@ def render(checkpoint: Path) -> str:
     evaluations = subject.run.evaluations if subject.run else ()
     made = environment()
     made.filters["literal"] = literal
-    return made.get_template("card.md").render(
+    return made.get_template("card.md.jinja").render(
         front=front_matter(subject, header, evaluations),
         name=subject.name,
         header=header,

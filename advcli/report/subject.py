@@ -93,9 +93,8 @@ def _of_evaluation(folder: Path) -> Subject:
     except ResourceError as error:  # what lies beside an evaluation takes nothing from it
         return Subject(folder, evaluation, None, (f"the run folder could not be read: {error.what} ({error.where})",))
     if run.header is not None and run.header["tensors_sha256"] != evaluation.header["identity"]["tensors_sha256"]:
-        return Subject(
-            folder, evaluation, None, ("the run folder now holds other weights than those that were attacked, so it is left out",)
-        )
+        note = "the run folder holds other weights than those that were attacked, so it is left out"
+        return Subject(folder, evaluation, None, (note,))
     return Subject(folder, evaluation, run)
 
 
