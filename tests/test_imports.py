@@ -91,6 +91,7 @@ def test_a_wrong_recipe_is_refused_without_torch(tmp_path: Path) -> None:
         "advcli.recipe",
         "advcli.recipe.schema",
         "advcli.report.comparison",
+        "advcli.report.papers",
         "advcli.report.terminal",
         "advcli.report.progress",
         "advcli.runs.atomic",
