@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import advcli
-from advcli.cli import adv_train, attack, compare, finetune, pretrain, recipe, verify
+from advcli.cli import adv_train, attack, compare, finetune, pretrain, recipe, verify, visualize
 from advcli.errors import AdvcliError, InterruptedRunError
 
 
@@ -58,4 +58,5 @@ app.command("finetune")(finetune.finetune)
 app.command("attack")(attack.attack)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
+app.add_typer(visualize.app, name="visualize")
 app.add_typer(recipe.app, name="recipe")

@@ -71,13 +71,10 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides a verdict; its digest names the evaluation."""
-        content = hashlib.sha256()
-        for tensor in (self.images.images, self.images.labels, self.images.index):
-            content.update(tensor.cpu().contiguous().numpy().tobytes())
         parts = {
             "tensors_sha256": self.loaded.header["tensors_sha256"],
             "architecture": self.loaded.architecture.to_json(),
-            "images_sha256": content.hexdigest(),
+            "images_sha256": images_digest(self.images),
             "threat": asdict(self.threat),
             "suite": self.suite,
             "engine": self.engine,
@@ -92,6 +89,14 @@ class Job:
         parts |= {"sources": [source.header["tensors_sha256"] for source in self.sources]} if self.sources else {}
         parts = json.loads(json.dumps(parts))
         return {**parts, "digest": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}
+
+
+def images_digest(split: Split) -> str:
+    """SHA-256 of images, labels and indices."""
+    content = hashlib.sha256()
+    for tensor in (split.images, split.labels, split.index):
+        content.update(tensor.cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()
 
 
 def pick(split: Split, n: int | None, seed: int) -> Split:

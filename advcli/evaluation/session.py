@@ -66,7 +66,7 @@ def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
         raise UsageError("a source is named twice: two are the same network", where="--source", next="name each once")
     head_of(loaded.network, options.head)
     radius, eps_text = threat(loaded, options)
-    split, data = _images(loaded, options)
+    split, data = open_split(loaded, options)
     images = pick(split, options.n, options.seed)
     device = pick_device(options.device)
     chunk = options.batch_size or default_chunk(loaded, len(images), device)
@@ -156,7 +156,7 @@ def threat(loaded: Loaded, options: Options) -> tuple[Threat, str]:
     return Threat(part.norm, float(part.eps)), part.eps.text
 
 
-def _images(loaded: Loaded, options: Options) -> tuple[Split, dict[str, Any]]:
+def open_split(loaded: Loaded, options: Options) -> tuple[Split, dict[str, Any]]:
     """The split that the checkpoint, or an option, names, and where it is from; DataError where it does not fit the network."""
     stored = loaded.header.get("data")
     fields = dict(stored) if isinstance(stored, dict) and options.data in (None, stored.get("name")) else {"name": options.data}

@@ -149,6 +149,15 @@ def show_dry_run(resolved: str, rows: Sequence[tuple[str, str]], last: str) -> N
     OUT.print(f"[bold]{escape(last)}[/bold]")
 
 
+def show_figure(notes: Sequence[str], files: Sequence[str], headline: str) -> None:
+    """What to know of a figure, where it lies, and its headline."""
+    for text in notes:
+        OUT.print(f"note {escape(text)}")
+    for path in files:
+        OUT.print(escape(path), soft_wrap=True)
+    OUT.print(f"[bold]{escape(headline)}[/bold]")
+
+
 def show_recipes(rows: Sequence[tuple[str, str]]) -> None:
     table = Table(box=None, pad_edge=False, show_edge=False)
     table.add_column("recipe", style="bold", no_wrap=True)
