@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from statistics import fmean
+from typing import Any
 
 import pytest
 
+from advcli.errors import UsageError
 from advcli.measures import ardist
 from advcli.recipe import load
 from advcli.recipe.schema import ARCHITECTURES, DATA_SETS
+from advcli.recipe.signature import signature
 from advcli.report import papers
 from advcli.report.papers import Printed, find, numbers
 
@@ -156,6 +159,7 @@ def test_conditions_are_in_the_words_of_recipes() -> None:
         ("ancra", [], "TRADES-ANCRA"),
         ("ancra", ["objective.terms=[]"], "TRADES-RA"),
         ("ancra", ["model.gates=[]"], "TRADES-ANC"),
+        ("ancra", ["objective.terms.0.negatives=hard"], "Hard-LS"),
         ("stayfocused", [], "StayFocused Head=2"),
         ("stayfocused", ["objective.terms.0.ratios=[0.25, 0.5, 0.75]"], "StayFocused Head=4"),
         ("stayfocused", ["~objective.terms.1"], "w/o SHC"),
@@ -166,10 +170,87 @@ def test_conditions_are_in_the_words_of_recipes() -> None:
     ],
 )
 def test_recipes_find_their_rows(recipe: str, overrides: list[str], row: str) -> None:
-    assert row in {cell.row for cell in find(method=papers.signature(load(recipe, overrides)))}
+    assert row in {cell.row for cell in find(method=signature(load(recipe, overrides)))}
 
 
-def test_variants_that_no_paper_has_find_nothing() -> None:
-    for recipe, overrides in (("again", ["model.gates.0.open=true"]), ("ancra", ["objective.terms.0.negatives=random"])):
-        found = {cell.row for cell in find(method=papers.signature(load(recipe, overrides)))}
-        assert found <= {"HFF"}, "an open gate leaves fusion alone"
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        (
+            "again",
+            ["model.gates.0.open=true", "~model.fusion", "objective.aux_weight=2", "objective.name=mart", "objective.wrapper={name: awp}"],
+        )
+    ],
+)
+def test_what_no_paper_has_finds_nothing(recipe: str, overrides: list[str]) -> None:
+    assert find(method=signature(load(recipe, overrides))) == []
+
+
+def described(name: str, suite: str, reading: str, *, last: bool = False, unit: str = "percent") -> dict[str, Any]:
+    return {"name": name, "suite": suite, "reading": reading, "last": last, "unit": unit}
+
+
+COLUMNS = [
+    described("clean", "", "clean"),
+    described("aa", "aa", "worst"),
+    described("quick", "quick", "worst"),
+    described("paper/pgd-20@eps/4", "paper", "pgd-20@eps/4"),
+    described("paper/pgd-20-joint@eps/4", "paper", "pgd-20-joint@eps/4"),
+    described("quick/cw-30", "quick", "cw-30"),
+    described("last:clean", "", "clean", last=True),
+    described("average", "", "average"),
+    described("hours", "", "hours", unit="hours"),
+    described("aa/worst-class", "aa", "worst-class"),
+]
+
+
+def row_of(recipe: str, *overrides: str) -> dict[str, Any]:
+    made = load(recipe, list(overrides))
+    threat = {"norm": made.threat.norm, "eps": float(made.threat.eps)}
+    trains = {"method": signature(made), "data": made.data.name, "network": made.model.arch, "width": float(made.model.width), **threat}
+    return {"name": recipe, "trains": trains}
+
+
+def printed(paper: str, recipe: str, *overrides: str) -> dict[str, Any]:
+    (row,) = papers.beside({"columns": COLUMNS, "rows": [row_of(recipe, *overrides)]}, [paper])["rows"]
+    found: dict[str, Any] = row["printed"][paper]
+    return found
+
+
+def values(paper: str, recipe: str, *overrides: str) -> dict[str, float]:
+    return {name: cell["value"] for name, cell in printed(paper, recipe, *overrides).items() if cell}
+
+
+def test_a_row_finds_its_printed_numbers() -> None:
+    approx = pytest.approx
+    assert values("again", "pgd-at") == approx({"clean": 0.8425, "aa": 0.4169, "paper/pgd-20@eps/4": 0.4656, "quick/cw-30": 0.4575})
+    assert values("again", "again") == approx({"clean": 0.8788, "aa": 0.4931, "paper/pgd-20-joint@eps/4": 0.5443})
+    assert values("ancra", "ancra") == approx(
+        {"clean": 0.8170, "aa": 0.5970, "quick/cw-30": 0.8301, "average": 0.7710, "last:clean": 0.8218, "hours": 9.3}
+    )
+    assert values("arrest", "arrest") == approx({"clean": 0.8663, "aa": 0.4614}), "a ResNet-18, as the recipe says"
+    assert values("stayfocused", "ancra") == {}
+
+
+def test_conditions_are_the_runs_where_a_paper_has_them() -> None:
+    def aa(*overrides: str) -> tuple[Any, ...]:
+        cell = printed("again", "pgd-at", *overrides)["aa"]
+        return cell["value"], cell["data"], cell["same"]
+
+    assert aa() == (0.4169, "cifar10", True)
+    assert aa("data.name=cifar100") == (0.1976, "cifar100", True)
+    assert aa("data.name=svhn") == (0.4169, "cifar10", False)
+    assert aa("model.width=0.5") == (0.4169, "cifar10", False)
+    assert aa("threat.eps=4/255") == (0.4169, "cifar10", False)
+    assert printed("arrest", "arrest", "model.arch=wrn-34-10")["clean"]["value"] == 0.9024
+
+
+def test_a_paper_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="there is no paper 'trades'") as raised:
+        papers.beside({"columns": [], "rows": []}, ["trades"])
+    assert raised.value.next == "one of again, ancra, arrest, stayfocused"
+
+
+def test_a_checkpoint_without_recipe_has_no_printed_numbers() -> None:
+    (row,) = papers.beside({"columns": COLUMNS, "rows": [{"name": "x", "trains": None}]}, ["again"])["rows"]
+    assert set(row["printed"]["again"].values()) == {None}
