@@ -176,10 +176,9 @@ def test_recipes_find_their_rows(recipe: str, overrides: list[str], row: str) ->
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
     [
-        (
-            "again",
-            ["model.gates.0.open=true", "~model.fusion", "objective.aux_weight=2", "objective.name=mart", "objective.wrapper={name: awp}"],
-        )
+        ("cas", ["objective.name=trades"]),
+        ("ancra", ["objective.wrapper={name: awp}"]),
+        ("quickstart", ["model.fusion={name: hybrid-statistics}", "objective.wrapper={name: awp}"]),
     ],
 )
 def test_what_no_paper_has_finds_nothing(recipe: str, overrides: list[str]) -> None:
