@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from advcli.errors import CheckpointError, ResourceError
 from advcli.evaluation.masking import UPPER_BOUNDS
 from advcli.evaluation.stored import Evaluation, Run, is_evaluation, is_run, open_evaluation, open_run
-from advcli.runs import log
 
 _KNOWING = ("full", "adaptive")  # suites that know a network's gates
 
@@ -46,12 +44,6 @@ class Subject:
         """The run's other evaluations."""
         own = self.evaluation.folder.resolve() if self.evaluation else None
         return tuple(e for e in (self.run.evaluations if self.run else ()) if e.folder.resolve() != own)
-
-    @cached_property
-    def epochs(self) -> tuple[dict[str, Any], ...]:
-        """The epochs in the run's log."""
-        events = log.read(self.run.folder / "metrics.jsonl") if self.run else ()
-        return tuple(event for event in events if event.get("event") == "epoch")
 
 
 def of(path: Path) -> Subject:
