@@ -16,6 +16,7 @@ from advcli.evaluation.stored import Evaluation
 from advcli.measures import wilson
 from advcli.recipe import dump
 from advcli.report import commands, pictures, references
+from advcli.report.plots import plots
 from advcli.report.subject import Subject, clock
 from advcli.report.terminal import percent
 from advcli.runs import atomic, log
@@ -69,7 +70,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         "attacks": _attacks(evaluation) if evaluation else [],
         "flags": _flags(report) if report else None,
         "classes": _classes(report) if report else [],
-        "figures": [],
+        "plots": plots(run) if run else {},
         "examples": pictures.examples(evaluation) if evaluation else [],
         "others": [_other(e) for e in subject.others],
         "recipe": dump(run.recipe) if run and run.recipe else None,

@@ -21,8 +21,9 @@ from written import first, write_evaluation, write_run
 
 from advcli.cli.app import app
 from advcli.errors import CheckpointError, UsageError
-from advcli.evaluation.stored import open_evaluation
+from advcli.evaluation.stored import open_evaluation, open_run
 from advcli.report import page, pictures, subject
+from advcli.report.plots import plots
 from advcli.runs.ledger import Ledger
 
 HOSTILE = "\"><script>alert('x')</script><img src=//evil.example/x onerror=alert(1)>"
@@ -133,6 +134,38 @@ def test_equal_receipts_make_equal_bytes(run: Path) -> None:
 
 
 # True.
+
+
+def logged(run: Path) -> Path:
+    """The same run with three epochs in its log and a second radius."""
+    row = {"n": 50, "clean": 0.9, "robust": 0.5, "attack": "pgd-10"}
+    events = [{"event": "epoch", "epoch": k, "step": k, "lr": 0.1, "loss": 1 / k, "validation": row, "train": row} for k in (1, 2, 3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    weights = open_evaluation(run / "evals" / "aa-1").header["identity"]["tensors_sha256"]
+    write_evaluation(run / "evals" / "quick-2", clean=first(18), attacks={"fgsm": first(8)}, weights=weights, eps="0.2")
+    return run
+
+
+def test_curves_are_drawn_where_there_is_something_to_draw(run: Path) -> None:
+    assert plots(open_run(run)) == {}
+    drawn = plots(open_run(logged(run)))
+    assert list(drawn) == ["security", "training"]
+    assert [row["accuracy"] for row in drawn["security"].rows] == [0.9, 0.6, 0.4]
+    seen = draw(run)
+    assert len(seen.all("svg")) == 2
+    ids = seen.values("id")
+    assert len(ids) == len(set(ids))
+    inner = [value for attribute in ("clip-path", "xlink:href") for value in seen.values(attribute)]
+    assert {re.search("#([^)]+)", value)[1] for value in inner} <= set(ids)  # type: ignore[index]
+    assert "40.0 [21.9, 61.3] upper bound" in seen.text
+
+
+def test_a_hostile_folder_is_no_markup_in_a_figure(run: Path) -> None:
+    bad = run.with_name("--><script>alert('x')<")
+    logged(run).rename(bad)
+    seen = draw(bad)
+    assert len(seen.all("svg")) == 2
+    assert not seen.all("script")
 
 
 def test_the_verdict_comes_first_and_is_the_hardest_suite_s(run: Path) -> None:
