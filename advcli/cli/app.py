@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import advcli
-from advcli.cli import adv_train, attack, compare, finetune, pretrain, recipe, verify, visualize
+from advcli.cli import adv_train, attack, compare, finetune, pretrain, recipe, verify, visualize, visualize_records
 from advcli.errors import AdvcliError, InterruptedRunError
 
 
@@ -58,5 +58,7 @@ app.command("finetune")(finetune.finetune)
 app.command("attack")(attack.attack)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
+for kind in visualize_records.KINDS:
+    visualize.app.command()(kind)
 app.add_typer(visualize.app, name="visualize")
 app.add_typer(recipe.app, name="recipe")
