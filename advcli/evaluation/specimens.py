@@ -84,9 +84,11 @@ class Specimens:
 
     @property
     def about(self) -> str:
-        """Where the adversarial images come from, such as `linf eps 8/255, pgd-20 (12), quick-1f3c9a2b (88)`."""
-        places = sorted(name.rpartition(" of ")[2] for name in self.attacks)
-        return ", ".join([f"{self.threat.norm} eps {self.eps}", *(f"{name} ({places.count(name)})" for name in dict.fromkeys(places))])
+        """Where the adversarial images come from, such as `linf eps 8/255, adversarial images: 88 of quick-1f3c9a2b, 12 pgd-20`."""
+        places = [name.rpartition(" of ") for name in self.attacks]
+        words = [f"of {place}" if of else place for _, of, place in places]
+        counted = ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
+        return f"{self.threat.norm} eps {self.eps}, adversarial images: {counted}"
 
     def noisy(self, seed: int) -> Floats:
         """The images with uniform noise of the threat's size (ARREST, eq. 5)."""

@@ -55,7 +55,8 @@ def test_stored_images_are_the_ledgers_and_the_rest_is_crafted(attacked: Path) -
         else:
             np.testing.assert_allclose(found.adversarial[row], crafted.adversarial[row], atol=1e-6)
             assert found.attacks[row] == "pgd-20"
-    assert found.about.startswith(f"linf eps 0.15, pgd-20 ({N - len(stored)}), quick-")
+    assert found.about.startswith(f"linf eps 0.15, adversarial images: {len(stored)} of quick-")
+    assert found.about.endswith(f", {N - len(stored)} pgd-20")
     fooled = found.see(found.adversarial).logits.argmax(1) != found.labels
     assert fooled.sum() >= len(stored)
 

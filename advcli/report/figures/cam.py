@@ -45,11 +45,11 @@ def gather(runs: Sequence[Path], request: Request) -> FigureData:
     covered = [{"clean": float(coverage(m.clean).mean()), "adversarial": float(coverage(m.adversarial).mean())} for m in maps]
     means = dict(zip(names, covered, strict=True))
     pairs = [{"first": names[0], "second": names[k], **_pair(found[0], maps[0], found[k], maps[k])} for k in range(1, len(names))]
-    words = "; ".join(f"{name} {100 * of['clean']:.1f} % clean, {100 * of['adversarial']:.1f} % adversarial" for name, of in means.items())
+    words = ", ".join(f"{name} {100 * of['clean']:.1f} %" for name, of in means.items())
     notes = [f"{name}: {specimens.about}" for name, specimens in zip(names, found, strict=True)]
     notes += [text for pair in pairs for text in _words(pair)]
     more = {"mean_coverage": means, "pairs": pairs, "pictures": _pictures(names, found, maps)}
-    return FigureData("cam", rows, f"mean attribution span coverage: {words}", notes, more)
+    return FigureData("cam", rows, f"mean attribution span coverage of clean images: {words}", notes, more)
 
 
 def _maps(specimens: Specimens) -> Maps:
@@ -159,7 +159,7 @@ def draw(data: FigureData) -> Figure:
     titles = ["image", *(f"{name}\n{kind}" for name in names for kind in ("clean", "adversarial")), "span difference\nerased"]
     for axes, title in zip(grid[0], titles, strict=False):
         axes.set_title(title, fontsize=7)
-    about = "Map of the true class; line: its span, over half of the maximum. Under it: coverage, prediction (orange where wrong)."
+    about = "Maps of the true class, each on its own scale; line: span, over half of the maximum. Below: coverage, prediction."
     style.note(figure, [*data.notes, about])
     return figure
 

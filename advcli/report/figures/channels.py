@@ -39,8 +39,8 @@ def gather(runs: Sequence[Path], request: Request) -> FigureData:
             row = {"run": name, "rank": rank, "channel": int(channel)}
             rows.append(row | {"clean": float(clean[channel]), "adversarial": float(adversarial[channel])})
         shift[name] = float(np.abs(adversarial - clean).mean() / clean.mean()) if clean.any() else None
-    words = [f"{name} {100 * value:.1f} %" for name, value in shift.items() if value is not None]
-    headline = f"magnitudes move under attack by {', '.join(words) or 'nothing: all features are zero'} of the clean mean"
+    words = ", ".join(f"{name} {100 * value:.1f} %" if value is not None else f"{name} undefined" for name, value in shift.items())
+    headline = f"shift of channel magnitudes under attack, of the clean mean: {words}"
     notes = [f"{name}: {specimens.about}" for name, specimens in zip(names, found, strict=True)]
     return FigureData("channels", rows, headline, notes, {"shift": shift})
 

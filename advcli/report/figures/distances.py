@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.floating]
 _BINS = 40
+_MEASURED = ("l2_adversarial", "cosine_adversarial", "l2_other", "cosine_other")
 _SERIES = (("adversarial", "natural to its adversarial image"), ("other", "natural to another class's image"))
 
 
@@ -38,21 +39,25 @@ def gather(runs: Sequence[Path], request: Request) -> FigureData:
     """Rows: {run, index, label, l2_adversarial, cosine_adversarial, other_index, l2_other, cosine_other}, an image of a run each.
 
     Features are what the classifier reads. The other image is a natural one of another class, drawn for each image; absent
-    where there is one class.
+    where there is one class. more: means {run: {l2_adversarial, cosine_adversarial, l2_other, cosine_other}}.
     """
     from advcli.evaluation.specimens import collect
 
     names, found = run_names(runs), collect(runs, request)
     rows = [row for name, specimens in zip(names, found, strict=True) for row in _rows(name, specimens, request.seed)]
-    means = [(name, _mean(rows, name, "cosine_adversarial"), _mean(rows, name, "cosine_other")) for name in names]
-    words = [f"{name} {near} to adversarial, {far} to other classes'" for name, near, far in means]
+    means = {name: {key: _mean(rows, name, key) for key in _MEASURED} for name in names}
+    words = [f"{name} {_number(mean['cosine_adversarial'])}" for name, mean in means.items()]
     notes = [f"{name}: {specimens.about}" for name, specimens in zip(names, found, strict=True)]
-    return FigureData("distances", rows, f"mean cosine of natural features: {'; '.join(words)}", notes)
+    return FigureData("distances", rows, f"mean cosine of features, clean to adversarial: {', '.join(words)}", notes, {"means": means})
 
 
-def _mean(rows: Sequence[dict[str, Any]], run: str, key: str) -> str:
+def _mean(rows: Sequence[dict[str, Any]], run: str, key: str) -> float | None:
     values = _values(rows, run, key)
-    return f"{values.mean():.2f}" if len(values) else "none"
+    return float(values.mean()) if len(values) else None
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
 
 
 def _values(rows: Sequence[dict[str, Any]], run: str, key: str) -> Floats:

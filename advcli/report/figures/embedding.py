@@ -69,11 +69,11 @@ def gather(runs: Sequence[Path], request: Request, *, method: Method = "tsne", n
         for kind, part in zip(seen, np.split(places, len(seen)), strict=True):
             rows += _rows(name, specimens, kind, seen[kind].logits.argmax(1), part)
         scores[name] = {kind: silhouette(s.pooled, specimens.labels) for kind, s in seen.items()}
-    words = "; ".join(f"{name} {', '.join(f'{_score(v)} {kind}' for kind, v in of.items())}" for name, of in scores.items())
+    words = ", ".join(f"{name} {_score(of['adversarial'])}" for name, of in scores.items())
     notes = [f"{name}: {specimens.about}" for name, specimens in zip(names, found, strict=True)]
     present = [label for label in found[0].classes if any(row["label"] == label for row in rows)]
     more = {"method": method, "classes": present, "silhouette": scores}
-    return FigureData("embedding", rows, f"silhouette of true classes: {words}", notes, more)
+    return FigureData("embedding", rows, f"silhouette of the true classes on adversarial images: {words}", notes, more)
 
 
 def _score(value: float | None) -> str:

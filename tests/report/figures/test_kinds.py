@@ -23,7 +23,7 @@ def test_a_figure_is_made_of_data_alone_and_always_the_same(name: str, two_runs:
     assert {tuple(row) for row in first.rows} == {tuple(first.rows[0])}
     assert [row["run"] for row in first.rows] == sorted((row["run"] for row in first.rows), key=["run", "other"].index)
     assert all(isinstance(value, str | int | float | None) for row in first.to_json()["rows"] for value in row.values())
-    assert "linf eps 0.15, pgd-20 (12)" in " ".join(first.notes)
+    assert "linf eps 0.15, adversarial images: 12 pgd-20" in " ".join(first.notes)
     svg = style.svg(kind.draw(first))
     assert svg == style.svg(kind.draw(second))
     assert first.to_csv().count("\n") == len(first.rows) + 1
