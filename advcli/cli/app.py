@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import advcli
-from advcli.cli import adv_train, attack, card, compare, finetune, pretrain, recipe, report, verify, visualize
+from advcli.cli import adv_train, attack, card, compare, finetune, pretrain, recipe, report, verify, visualize, visualize_records
 from advcli.errors import AdvcliError, InterruptedRunError
 
 
@@ -63,5 +63,7 @@ app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("card")(card.card)
+for kind in visualize_records.KINDS:
+    visualize.app.command()(kind)
 app.add_typer(visualize.app, name="visualize")
 app.add_typer(recipe.app, name="recipe")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -76,11 +76,49 @@ def present(
         terminal.show_figure(data.notes, [str(path) for path in files], data.headline)
 
 
+def _of_images(kind: str, n: int, about: str) -> None:
+    """The command of a kind that needs a network, n test images and nothing else."""
+
+    def command(
+        runs: Runs,
+        n: N = n,
+        seed: Seed = 0,
+        attack: Attack = "stored",
+        data: Data = None,
+        data_root: DataRoot = None,
+        out: Out = None,
+        json: Json = False,
+        csv: Csv = False,
+        device: Device = "auto",
+    ) -> None:
+        def gather() -> FigureData:
+            from advcli.evaluation.specimens import Request
+
+            found: FigureData = module().gather(runs, Request(n, seed, attack, data, data_root, device))
+            return found
+
+        def module() -> Any:
+            return import_module(f"advcli.report.figures.{kind}")
+
+        present(gather, lambda found: module().draw(found), runs, out, json=json, csv=csv)
+
+    app.command(kind, help=about)(command)
+
+
+_of_images("cam", 200, "Class activation maps, and how much of an image the attribution span covers. Two runs: what one alone looks at.")
+_of_images("channels", 200, "Mean channel magnitudes on clean and adversarial images, sorted.")
+_of_images("distances", 200, "Histograms of L2 distance and cosine of features, to adversarial images and to other classes'.")
+_of_images("perturbations", 8, "Images, what an attack adds, the adversarial images, and both predictions.")
+
+
 @app.command()
-def perturbations(
+def embedding(
     runs: Runs,
-    n: N = 8,
+    n: N = 300,
     seed: Seed = 0,
+    method: Annotated[Literal["tsne", "umap"], typer.Option(help="umap: needs advcli[umap].")] = "tsne",
+    noisy: Annotated[bool, typer.Option("--noisy", help="Also images with uniform noise of the threat's size.")] = False,
+    only: Annotated[str | None, typer.Option("--class", help="Images of this class alone.", show_default=False)] = None,
     attack: Attack = "stored",
     data: Data = None,
     data_root: DataRoot = None,
@@ -89,9 +127,9 @@ def perturbations(
     csv: Csv = False,
     device: Device = "auto",
 ) -> None:
-    """Images, what an attack adds, the adversarial images, and both predictions."""
+    """Features of clean and adversarial images in two dimensions, with their silhouette."""
     from advcli.evaluation.specimens import Request
-    from advcli.report.figures import perturbations as kind
+    from advcli.report.figures import embedding as kind
 
-    request = Request(n, seed, attack, data, data_root, device)
-    present(partial(kind.gather, runs, request), kind.draw, runs, out, json=json, csv=csv)
+    request = Request(n, seed, attack, data, data_root, device, only)
+    present(lambda: kind.gather(runs, request, method=method, noisy=noisy), kind.draw, runs, out, json=json, csv=csv)

@@ -17,9 +17,10 @@ from advcli.attacks import Surrogate, Threat, ascend
 from advcli.attacks.losses import attack_loss
 from advcli.data import Split, to_float
 from advcli.draws import Draws
-from advcli.errors import CheckpointError, DataError
+from advcli.errors import CheckpointError, DataError, UsageError
 from advcli.evaluation.engine import Job, images_digest, pick
 from advcli.evaluation.session import Options, default_chunk, open_split, threat
+from advcli.gates.gate import pool
 from advcli.models import Network, frozen
 from advcli.runs import container
 from advcli.runs.checkpoint import Loaded, load_network
@@ -38,6 +39,7 @@ class Request:
 
     n: a seeded, stratified part of the test split, the one that `attack` takes with that n and seed. attack: `stored`, what the
     newest finished evaluation found and PGD-20 elsewhere; a suite, the same of its newest evaluation; or `pgd-20` for all.
+    only: the images of this class alone.
     """
 
     n: int
@@ -46,13 +48,15 @@ class Request:
     data: str | None = None
     data_root: str | None = None
     device: str = "auto"
+    only: str | None = None
 
 
 class Seen(NamedTuple):
-    """logits (N, K) and features (N, C, H, W), the map that the classifier pools."""
+    """logits (N, K); features (N, C, H, W), the map that is pooled; pooled (N, C * cells**2), what the classifier reads."""
 
     logits: Floats
     features: Floats
+    pooled: Floats
 
 
 @dataclass(frozen=True)
@@ -80,20 +84,26 @@ class Specimens:
 
     @property
     def about(self) -> str:
-        """The adversarial images in words, such as `linf eps 8/255: pgd-20 (12), cw-30 of quick-1f3c9a2b (88)`."""
-        counts = {name: self.attacks.count(name) for name in dict.fromkeys(self.attacks)}
-        return f"{self.threat.norm} eps {self.eps}: " + ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+        """Where the adversarial images come from, such as `linf eps 8/255, adversarial images: 88 of quick-1f3c9a2b, 12 pgd-20`."""
+        places = [name.rpartition(" of ") for name in self.attacks]
+        words = [f"of {place}" if of else place for _, of, place in places]
+        counted = ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
+        return f"{self.threat.norm} eps {self.eps}, adversarial images: {counted}"
+
+    def noisy(self, seed: int) -> Floats:
+        """The images with uniform noise of the threat's size (ARREST, eq. 5)."""
+        draws = Draws(seed, torch.from_numpy(self.index), "figures/noise")
+        return self.threat.random_start(torch.from_numpy(self.images), draws).numpy()
 
     def see(self, images: Floats) -> Seen:
         """What the deployed network makes of images (N, C, H, W); CheckpointError where that is no number."""
-        logits, features = [], []
+        parts = []
         with frozen(self.network), torch.no_grad():
             for part in torch.split(torch.from_numpy(images), self.chunk):
                 output = self.network.trace(part.to(self.device))
-                logits.append(output.logits.cpu().numpy())
-                features.append(output.features.cpu().numpy())
-        seen = Seen(np.concatenate(logits), np.concatenate(features))
-        if not (np.isfinite(seen.logits).all() and np.isfinite(seen.features).all()):
+                parts.append((output.logits, output.features, pool(output.features, self.network.cells)))
+        seen = Seen(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
+        if not all(np.isfinite(array).all() for array in seen):
             what = "the network's features or outputs are not finite numbers"
             raise CheckpointError(what, where=str(self.loaded.path), next="its weights are broken: train it again")
         return seen
@@ -122,7 +132,7 @@ def _specimens(loaded: Loaded, request: Request, opened: dict[str, Split], devic
     if key not in opened:
         opened[key], _ = open_split(loaded, options)
     radius, eps = threat(loaded, options)
-    part = pick(opened[key], request.n, request.seed)
+    part = pick(_of_class(opened[key], loaded.header["classes"], request.only), request.n, request.seed)
     chunk = default_chunk(loaded, len(part), device)
     loaded.network.to(device)
     adversarial, names = to_float(part.images), [""] * len(part)
@@ -135,6 +145,14 @@ def _specimens(loaded: Loaded, request: Request, opened: dict[str, Split], devic
     attacks = tuple(name or (f"{CRAFTED}-joint" if weight else CRAFTED) for name in names)
     arrays = (to_float(part.images).numpy(), adversarial.numpy(), part.labels.numpy(), part.index.numpy())
     return Specimens(loaded, *arrays, attacks, radius, eps, chunk, device)
+
+
+def _of_class(split: Split, classes: list[str], only: str | None) -> Split:
+    if only is None:
+        return split
+    if only not in classes:
+        raise UsageError(f"there is no class {only!r}", where="--class", next=f"this network has {', '.join(classes)}")
+    return split.take(torch.nonzero(split.labels == classes.index(only))[:, 0])
 
 
 def _from_ledger(loaded: Loaded, split: Split, part: Split, radius: Threat, suite: str, adversarial: Tensor) -> list[str]:

@@ -34,7 +34,7 @@ def gather(runs: Sequence[Path], request: Request) -> FigureData:
     fooled = sum(row["adversarial_prediction"] != row["label"] for row in right)
     threat = {"norm": found[0].threat.norm, "eps": found[0].eps}
     headline = f"{fooled} of {len(right)} images that were classified right are fooled"
-    notes = [f"{name}, {specimens.about}" for name, specimens in zip(run_names(runs), found, strict=True)]
+    notes = [f"{name}: {specimens.about}" for name, specimens in zip(run_names(runs), found, strict=True)]
     return FigureData("perturbations", rows, headline, notes, {"threat": threat, "pictures": pictures})
 
 

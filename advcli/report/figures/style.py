@@ -23,6 +23,8 @@ from advcli.runs import atomic
 # Okabe and Ito's palette (2008), told apart by colour-blind readers; black and grey are kept for text and reference lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 CLEAN, ADVERSARIAL, OTHER = "#0072B2", "#D55E00", "#777777"
+# Petroff's ten (2021), made to be told apart under colour vision deficiencies: for classes, of which there are more than seven.
+CLASSES = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH = 7.0  # inches: a text column of A4 and a laptop's window
 _STYLE: dict[Any, Any] = {
@@ -80,6 +82,17 @@ def marker(number: int) -> str:
     return MARKERS[(number + number // len(MARKERS)) % len(MARKERS)]
 
 
+def panels(count: int, *, height: float, wide: int = 3, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, at most `wide` in a row; height of a row in inches. options: of Figure.subplots."""
+    columns = min(count, wide)
+    rows = -(-count // columns)
+    figure = new_figure(height=rows * height)
+    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for spare in axes[count:]:
+        spare.remove()
+    return figure, axes[:count]
+
+
 def bare(axes: Axes) -> None:
     """No ticks and no frame: for images."""
     axes.set_xticks([])
@@ -95,7 +108,7 @@ def show_image(axes: Axes, image: NDArray[Any]) -> None:
 
 def note(figure: Figure, lines: Sequence[str]) -> None:
     """Small print under everything."""
-    width = round(figure.get_figwidth() * 21)  # characters of 7 points
+    width = round(figure.get_figwidth() * 19)  # characters of 7 points, wide ones among them
     text = "\n".join(textwrap.fill(line, width) for line in lines)
     figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left", multialignment="left")
 
