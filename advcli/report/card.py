@@ -23,7 +23,7 @@ def write(checkpoint: Path, file: Path) -> None:
         raise UsageError("there is a file already, and nothing is overwritten", where=str(file), next="-o names another")
     text = render(checkpoint)
     atomic.make_folder(file.parent)
-    atomic.write_text(file, text)
+    atomic.write_bytes(file, text.encode("utf-8", "backslashreplace"))
 
 
 def render(checkpoint: Path) -> str:

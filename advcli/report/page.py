@@ -30,7 +30,7 @@ def write(subject: Subject, file: Path | None = None) -> Path:
         raise UsageError("there is a file already, and nothing is overwritten", where=str(file), next="-o names another")
     file = file or subject.folder / "report.html"
     atomic.make_folder(file.parent)
-    atomic.write_text(file, render(subject))
+    atomic.write_bytes(file, render(subject).encode("utf-8", "backslashreplace"))  # file names may be no UTF-8
     return file
 
 
@@ -122,7 +122,7 @@ def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
     standing = f"{round(report['robust'] * report['n'])} of {report['n']} images are classified right{head}"
     sentence = f"{standing} and stay so under every attack of suite {report['suite']}."
     reasons = list(dict.fromkeys([*report.get("reasons", []), *report["notes"]]))
-    worst = [(name, value) for name, value in (report.get("worst") or {}).items() if value is not None]
+    worst = [(name, value) for name, value in (report.get("worst") or {}).items() if isinstance(value, float)]
     return {"kind": kind, "badge": _BADGE[kind], "meaning": _MEANING[kind], "sentence": sentence, "reasons": reasons, "worst": worst}
 
 
@@ -144,15 +144,17 @@ def _attacks(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def _flags(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Checks for masked gradients; a report of an older version holds those alone that were raised."""
-    flags = [{"source": None, "p": None, **flag, "raised": flag.get("raised", True)} for flag in report["flags"]]
+    flags = [{**flag, "raised": flag.get("raised", True)} for flag in report["flags"]]
     return {"raised": [flag for flag in flags if flag["raised"]], "passed": [flag for flag in flags if not flag["raised"]]}
 
 
 def _measure(flag: Mapping[str, Any]) -> str:
     """What was measured, at which threshold, and who proposed the check."""
-    p = f", p {flag['p']:.2g}" if flag["p"] is not None else ""
-    source = f"; {flag['source']}" if flag["source"] else ""
-    return f"measured {flag['value']:.4g}, threshold {flag['threshold']:.4g}{p}{source}"
+    rows = [(word, flag.get(key)) for word, key in (("measured", "value"), ("threshold", "threshold"), ("p", "p"))]
+    told = ", ".join(
+        f"{word} {value:.4g}" if isinstance(value, int | float) else f"{word} {value}" for word, value in rows if value is not None
+    )
+    return "; ".join(part for part in (told, flag.get("source")) if part)
 
 
 def _classes(report: Mapping[str, Any]) -> list[dict[str, Any]]:

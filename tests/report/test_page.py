@@ -229,7 +229,7 @@ def test_flags_that_are_raised_come_first_and_passed_ones_are_folded(run: Path, 
     assert "because of odd" in text
     assert "under aa 60.0 %, under adaptive 55.0 %" in text
     assert "odd something here measured 0.0317, threshold 0.02, p 0.00042; Carlini et al. 2019" in text
-    assert text.index("something here") < text.index("1 checks passed") < text.index("nothing here")
+    assert text.index("something here") < text.index("1 check passed") < text.index("nothing here")
 
 
 def test_flags_of_an_older_report_are_raised_ones(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -115,6 +116,19 @@ def test_every_attack_has_its_row(screen: Screen) -> None:
 def test_the_upper_bound_of_200_classes_is_not_a_wall_of_text(screen: Screen) -> None:
     terminal.show_attack(report(**REPORTS["many classes"][0]), "folder")
     assert len(screen.lines()) < 20
+
+
+def test_checks_that_were_passed_are_not_shown(screen: Screen) -> None:
+    passed = {**FLAG, "name": "calm", "raised": False}
+    terminal.show_attack(report(verdict="masked", flags=[passed, {**FLAG, "raised": True}]), "folder")
+    assert "calm" not in screen.text()
+    assert screen.text().count("flag ") == 1
+
+
+def test_a_name_that_the_terminal_lacks_is_escaped_before_it_is_laid_out(screen: Screen) -> None:
+    terminal.show_attack(report(per_class={"\u732b" * 30: {"n": 1, "clean": 1, "robust": 1}}, worst_class="\u732b" * 30), "f")
+    assert max(map(cell_len, fitted(screen.lines()))) <= 80
+    assert ("\u732b" in screen.text()) != ("\\u732b" in screen.text())
 
 
 def security_curve(**changes: Any) -> dict[str, Any]:
