@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from advcli.errors import ResourceError
 from advcli.evaluation.stored import events, hours
@@ -27,9 +28,9 @@ def gather(runs: Sequence[Path]) -> FigureData:
     """Rows: {run, epoch, lr, the logged losses by name, validation_clean, validation_robust, train_clean, train_robust, gap_clean,
     gap_robust, teacher_cosine, selected}, an epoch of a run each; None where it was not measured. Accuracies are fractions.
 
-    gap: accuracy on training images minus that on held-out ones (AGAIN, figure 3). replayed: the share of images that ARREST
-    showed in place of an attack. more: replays, of every run how it showed them: noise, clean, or None without replay. ResourceError where
-    no run has a log; a run without one is left out and named.
+    gap: accuracy on training images minus that on held-out ones (AGAIN, figure 3). replayed: the share of images that ARREST showed
+    without an attack; more: replays, of every run how it showed them: with noise, clean, or None without replay. ResourceError
+    where no run has a log; a run without one is left out and named.
     """
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -46,8 +47,10 @@ def gather(runs: Sequence[Path]) -> FigureData:
     if not rows:
         hint = "name run folders: a model file of other origin has no log"
         raise ResourceError("there is no training log to draw", where=", ".join(map(str, runs)), next=hint)
+    took = [time for run in runs if (time := hours(_folder(run))) is not None]
+    notes += [f"{sum(took):.2g} hours of training in all"] if took else []
     keys = dict.fromkeys(key for row in rows for key in row)
-    return FigureData("curves", [{key: row.get(key) for key in keys} for row in rows], _headline(rows, runs), notes, {"replays": replays})
+    return FigureData("curves", [{key: row.get(key) for key in keys} for row in rows], _headline(rows), notes, {"replays": replays})
 
 
 def _folder(run: Path) -> Path:
@@ -73,16 +76,15 @@ def _row(name: str, event: dict[str, Any]) -> dict[str, Any]:
     return row | {"teacher_cosine": cosine, "attack": attack, "selected": bool(event.get("selected", False))}
 
 
-def _headline(rows: Rows, runs: Sequence[Path]) -> str:
+def _headline(rows: Rows) -> str:
     """Of the run whose kept weights were the most robust."""
-    took = f"{sum(time for run in runs if (time := hours(_folder(run))) is not None):.2g} hours in all"
     kept = {row["run"]: row for row in rows if row["selected"] and _finite(row["validation_robust"])}
     if not kept:
-        return f"{len(rows)} epochs, none of them measured on held-out images; {took}"
+        return f"{len(rows)} epochs, none of them measured on held-out images"
     best = max(kept.values(), key=lambda row: row["validation_robust"])
     last = next(row for row in reversed(rows) if row["run"] == best["run"] and _finite(row["validation_robust"]))
-    words = f"{best['run']}: kept epoch {best['epoch']}, {100 * best['validation_robust']:.1f} % robust on held-out images"
-    return f"{words}, {100 * last['validation_robust']:.1f} % in epoch {last['epoch']}; {took}"
+    words = f"{best['run']}: {100 * best['validation_robust']:.1f} % robust on held-out images in epoch {best['epoch']}, kept"
+    return words if last is best else f"{words}; {100 * last['validation_robust']:.1f} % in epoch {last['epoch']}"
 
 
 def _finite(value: float | None) -> bool:
@@ -94,16 +96,12 @@ def draw(data: FigureData) -> Figure:
     """A panel each; colours are runs, solid and dashed lines are told in the panels' own legends."""
     names = list(dict.fromkeys(row["run"] for row in data.rows))
     panels = [panel for key, panel in _PANELS if any(row.get(key) is not None for row in data.rows)]
-    lines = math.ceil(len(panels) / 2)
-    figure = style.new_figure(height=0.4 + 2.2 * lines)
-    grid = list(figure.subplots(lines, 2, squeeze=False, sharex=True).flat)
-    for axes, panel in zip(grid, panels, strict=False):
+    figure, grid = style.panels(len(panels), height=2.4, wide=2, sharex=True)
+    for axes, panel in zip(grid, panels, strict=True):
         panel(axes, data.rows, names)
-    for axes in grid[len(panels) :]:
-        axes.remove()
-    for axes in grid[max(0, len(panels) - 2) : len(panels)]:
+    for axes in grid[-2:]:
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelbottom=True)
     if len(names) > 1:
         replays = {name: f"{name}, {how} replayed" if how else name for name, how in data.more["replays"].items()}

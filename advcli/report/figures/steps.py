@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,12 +34,12 @@ def gather(runs: Sequence[Path], suite: str = "quick") -> FigureData:
     for name, run in zip(run_names(runs), runs, strict=True):
         evaluation = _evaluation(run.parent if run.is_file() else run, suite)
         if evaluation is None:
-            notes.append(f"{name} has no {suite} evaluation")
+            notes.append(f"{name} has no evaluation of suite {suite}")
         else:
             rows += [row for entry in evaluation.header["entries"] for row in _rows(name, evaluation, entry)]
     if not rows:
         hint = f"advcli attack RUN --suite {suite}, or another --suite"
-        raise ResourceError(f"no run has a {suite} evaluation", where=", ".join(map(str, runs)), next=hint)
+        raise ResourceError(f"no run has an evaluation of suite {suite}", where=", ".join(map(str, runs)), next=hint)
     return FigureData("steps", rows, _headline(rows), notes)
 
 
@@ -102,29 +101,24 @@ def draw(data: FigureData) -> Figure:
     """A panel a run, a line an attack."""
     names = list(dict.fromkeys(row["run"] for row in data.rows))
     attacks = list(dict.fromkeys(row["attack"] for row in data.rows))
-    lines = math.ceil(len(names) / _COLUMNS)
-    columns = min(_COLUMNS, len(names))
-    figure = style.new_figure(5.5 if columns == 1 else style.WIDTH, 0.6 + 2.6 * lines)
-    grid = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat)
-    for axes, name in zip(grid, names, strict=False):
+    figure, grid = style.panels(len(names), height=2.9, wide=_COLUMNS, sharex=True, sharey=True)
+    for axes, name in zip(grid, names, strict=True):
         _panel(axes, [row for row in data.rows if row["run"] == name], attacks)
         axes.set_title(name)
-    for axes in grid[len(names) :]:
-        axes.remove()
     if max(row["step"] for row in data.rows) > 200:
         grid[0].set_xscale("symlog", linthresh=1)
     low = 100 * min(row["accuracy"] for row in data.rows)
     grid[0].set_ylim(max(-1, low - 10), 101)
-    for axes in grid[::columns]:
+    for axes in grid[::_COLUMNS]:
         axes.set_ylabel("accuracy left, %")
-    for axes in grid[max(0, len(names) - columns) : len(names)]:
+    for axes in grid[-_COLUMNS:]:
         axes.set_xlabel("steps or queries")
         axes.tick_params(labelbottom=True)
     looks: list[dict[str, Any]] = [
         {"color": style.colour(k), "linestyle": _dash(k), "marker": style.marker(k)} for k in range(len(attacks))
     ]
     handles = [Line2D([], [], markersize=4, label=attack, **look) for attack, look in zip(attacks, looks, strict=True)]
-    figure.legend(handles=handles, loc="outside upper left", ncols=3 if columns == 1 else 5)
+    figure.legend(handles=handles, loc="outside upper left", ncols=4)
     words = (
         "Steps within each restart or target; a mark where the attack ended. An attack on survivors starts from what those before it left."
     )

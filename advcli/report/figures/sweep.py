@@ -52,11 +52,9 @@ def gather(runs: Sequence[Path], field: str | None = None, columns: Sequence[str
 def _field(asked: str | None, differing: Sequence[str], recipes: Sequence[dict[str, Any]]) -> str:
     """The field that was asked for, or the only one that differs."""
     words = f"they differ in {', '.join(differing) or 'nothing'}"
+    if asked is None and len(differing) != 1:
+        raise UsageError("the runs' recipes do not differ in one field alone", where="--field", next=f"name one: {words}")
     if asked is None:
-        if len(differing) != 1:
-            raise UsageError(
-                f"which field to sweep over is not plain: the runs' {words[5:]}", where="--field", next="name one with --field"
-            )
         return differing[0]
     if not any(asked in recipe for recipe in recipes):
         raise UsageError(f"no recipe of these has the field {asked}", where="--field", next=words)

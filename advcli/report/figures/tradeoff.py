@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from advcli.errors import ResourceError
-from advcli.evaluation.columns import parse
+from advcli.errors import ResourceError, UsageError
+from advcli.evaluation.columns import AVERAGE, CLASSES, parse
 from advcli.evaluation.stored import open_run
 from advcli.evaluation.table import tabulate
 from advcli.measures import TRADEOFF_CURVES, ardist
@@ -34,8 +34,11 @@ def gather(runs: Sequence[Path], column: str = "aa", curve: str | None = None, *
     cifar100 or none; left out, that of the runs' data set at linf 8/255. papers: whether their points under AutoAttack on the
     curve's data set are there too. low, high: of robust, 95 % Wilson interval of one network. ResourceError where no run has a number.
     """
-    table = tabulate([open_run(run.parent if run.is_file() else run) for run in runs], [parse(column)])
-    robust = next(c["name"] for c in table["columns"] if c["name"] != "clean")
+    asked = parse(column)
+    if asked.clean or asked.logged or asked.reading == CLASSES or asked == AVERAGE:
+        raise UsageError(f"{column} is no robust accuracy of a network", where="--column", next="one such as aa or quick/pgd-20")
+    table = tabulate([open_run(run.parent if run.is_file() else run) for run in runs], [asked])
+    robust = asked.name
     rows = [
         _own(row, row["cells"]["clean"], row["cells"][robust]) for row in table["rows"] if row["cells"][robust] and row["cells"]["clean"]
     ]
