@@ -1,4 +1,7 @@
-"""Wilson's interval against the score equation it solves, McNemar against scipy's exact test, the bootstrap against plain resampling."""
+"""Wilson's interval against the score equation it solves, McNemar against scipy's exact test, the bootstrap against plain resampling.
+
+ARDist against the nearest of very many points of the curve, and against its paper's table.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from advcli.measures import Z_95, mcnemar, paired_bootstrap, wilson
+from advcli.measures import TRADEOFF_CURVES, Z_95, ardist, mcnemar, paired_bootstrap, wilson
 
 
 def score(p: float, successes: int, n: int) -> float:
@@ -167,3 +170,52 @@ def test_the_bootstrap_without_data_knows_nothing() -> None:
 def test_the_bootstrap_refuses_what_is_not_paired(a: list[int], b: list[int]) -> None:
     with pytest.raises(ValueError, match="pairs need two arrays of one length"):
         paired_bootstrap(a, b, 0)
+
+
+@pytest.mark.parametrize(
+    ("clean", "robust", "curve", "printed"),
+    [
+        (87.14, 44.04, "cifar10", -1.500),
+        (86.23, 53.58, "cifar10", 2.236),
+        (85.57, 54.04, "cifar10", 2.314),
+        (85.67, 54.10, "cifar10", 2.410),
+        (88.22, 52.18, "cifar10", 2.706),
+        (90.24, 50.20, "cifar10", 3.521),
+        (59.59, 22.86, "cifar100", -3.268),
+        (61.80, 29.03, "cifar100", 3.189),
+        (60.38, 28.86, "cifar100", 2.434),  # the paper prints 2.424
+        (63.40, 27.60, "cifar100", 2.786),
+        (70.25, 26.73, "cifar100", 6.639),
+        (73.05, 24.32, "cifar100", 7.165),
+    ],
+)
+def test_ardist_is_that_of_arrests_table_1(clean: float, robust: float, curve: str, printed: float) -> None:
+    assert ardist(clean, robust, curve) == pytest.approx(printed, abs=0.0005)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(40, 100), st.floats(0, 80), st.sampled_from(sorted(TRADEOFF_CURVES)))
+def test_ardist_is_the_distance_to_the_nearest_of_many_points(clean: float, robust: float, curve: str) -> None:
+    along = np.linspace(-20, 160, 400_001)
+    height = np.polyval(TRADEOFF_CURVES[curve], along)
+    nearest = np.hypot(along - clean, height - robust).min()
+    found = ardist(clean, robust, curve)
+    assert abs(found) == pytest.approx(nearest, abs=0.02)
+    assert (found >= 0) == (robust >= np.polyval(TRADEOFF_CURVES[curve], clean))
+
+
+@pytest.mark.parametrize("curve", sorted(TRADEOFF_CURVES))
+def test_ardist_on_the_curve_is_nothing(curve: str) -> None:
+    for clean in (60.0, 84.5, 90.0):
+        assert ardist(clean, float(np.polyval(TRADEOFF_CURVES[curve], clean)), curve) == pytest.approx(0, abs=1e-6)
+
+
+def test_ardist_is_kind_to_the_undefended() -> None:
+    """The first of the weaknesses that its docstring tells."""
+    assert ardist(95.37, 0, "cifar10") == pytest.approx(-0.579, abs=0.0005)
+    assert ardist(95.37, 0, "cifar10") > ardist(87.14, 44.04, "cifar10")
+
+
+def test_ardist_has_two_curves() -> None:
+    with pytest.raises(ValueError, match="cifar10, cifar100: got 'svhn'"):
+        ardist(90, 50, "svhn")

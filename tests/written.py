@@ -48,6 +48,7 @@ def write_evaluation(
         arrays["found_by"] = np.where((arrays["found_by"] < 0) & broken, position, arrays["found_by"])
     kept = np.flatnonzero(arrays["found_by"] >= 0)
     arrays |= {"adversarial_index": arrays["index"][kept], "adversarial": np.zeros((len(kept), 1, 8, 8), np.float32)}
+    arrays["clean"] = np.full((len(kept), 1, 8, 8), 20, np.uint8)
     norm, radius = "linf", 8 / 255 if eps == "8/255" else float(eps)
     identity = {
         "tensors_sha256": weights,
@@ -55,6 +56,8 @@ def write_evaluation(
         "threat": {"norm": norm, "eps": radius, "bounds": [0.0, 1.0]},
         "suite": suite,
         "seed": seed,
+        "engine": "native",
+        "chunk": 64,
         "architecture": {"gates": list(gates)},
         "digest": "d" * 64,
         **({"sources": list(sources)} if sources else {}),

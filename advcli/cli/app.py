@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated, Any
 
@@ -9,7 +10,21 @@ import typer
 from typer.core import TyperGroup
 
 import advcli
-from advcli.cli import adv_train, attack, compare, convert, deploy_ra, finetune, pretrain, recipe, verify
+from advcli.cli import (
+    adv_train,
+    attack,
+    card,
+    compare,
+    convert,
+    deploy_ra,
+    finetune,
+    pretrain,
+    recipe,
+    report,
+    verify,
+    visualize,
+    visualize_records,
+)
 from advcli.errors import AdvcliError, InterruptedRunError
 
 
@@ -17,6 +32,8 @@ class _Group(TyperGroup):
     """Turns advcli's errors into one panel and their exit code; anything else is a bug and keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a class name that the terminal lacks stops no report
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -60,4 +77,9 @@ app.command("deploy-ra")(deploy_ra.deploy_ra)
 app.command("convert")(convert.convert)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
+app.command("report")(report.report)
+app.command("card")(card.card)
+for kind in visualize_records.KINDS:
+    visualize.app.command()(kind)
+app.add_typer(visualize.app, name="visualize")
 app.add_typer(recipe.app, name="recipe")

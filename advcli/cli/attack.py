@@ -59,7 +59,7 @@ def attack(
     Example: advcli attack runs/quickstart/model.safetensors --suite aa
     """
     from advcli.evaluation import curve, session
-    from advcli.report import terminal
+    from advcli.report import page, subject, terminal
     from advcli.report.progress import AttackProgress
     from advcli.runs.given import Given
 
@@ -73,10 +73,14 @@ def attack(
     with AttackProgress(quiet=quiet) as progress:
         if curve.is_list(eps):
             report = curve.run(options, progress)
+            folders = [Path(point["receipt"]) for point in report["curve"]]
             show = partial(terminal.show_curve, report)
         else:
             folder, report = session.run(options, progress)
+            folders = [folder]
             show = partial(terminal.show_attack, report, str(folder))
+    for folder in folders:
+        page.write(subject.of(folder))
     print_json(report) if json else show()
     if strict:
         session.check_trustworthy(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,15 +14,27 @@ from advcli.cli.output import print_json
 from advcli.errors import UsageError
 
 
+class Format(StrEnum):
+    terminal = "terminal"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+    json = "json"
+
+
+_COLUMN = "Of runs: quick/pgd-20, aa/worst, aa/worst-class, aa/classes, last:aa, validation, hours, average, ... Repeatable."
+
+
 def compare(
     folders: Annotated[
         list[Path], typer.Argument(metavar="RUN-OR-EVAL...", help="Run folders, or evaluation folders.", show_default=False)
     ],
-    column: Annotated[
+    column: Annotated[list[str] | None, typer.Option(metavar="SUITE/READING", help=_COLUMN, show_default=False)] = None,
+    paper: Annotated[
         list[str] | None,
-        typer.Option(metavar="SUITE/READING", help="Of runs: show this, such as quick/pgd-20 or aa/worst. Repeatable.", show_default=False),
+        typer.Option(metavar="NAME", help="Of runs: what again, ancra, arrest or stayfocused prints. Repeatable.", show_default=False),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a GitHub table.")] = False,
+    form: Annotated[Format, typer.Option("--format", help="latex is a booktabs table; csv has a line a number.")] = Format.terminal,
     json: Json = False,
 ) -> None:
     """Runs side by side, a row a method with its seeds folded; or evaluations, paired image by image with exact tests.
@@ -29,14 +42,21 @@ def compare(
     Example: advcli compare runs/quickstart runs/undefended
     """
     from advcli.evaluation import comparison
-    from advcli.report import comparison as screens
+    from advcli.report import comparison as pages
+    from advcli.report import formats, papers
 
-    if json and markdown:
-        raise UsageError("one of --json and --markdown", where="--json, --markdown")
+    if json and form not in (Format.terminal, Format.json):
+        raise UsageError("one of --json and --format", where="--json, --format")
     found = comparison.gather(folders, column or [])
-    if json:
+    if paper and found["kind"] != "runs":
+        raise UsageError("papers have numbers of methods, and these are evaluations", where="--paper", next="name run folders")
+    if paper:
+        found = papers.beside(found, paper)
+    if json or form is Format.json:
         print_json(found)
-    elif markdown:
-        sys.stdout.write(screens.markdown(screens.page(found)))
+    elif form is Format.csv:
+        sys.stdout.write(formats.csv_table(found))
+    elif form is Format.terminal:
+        formats.show(pages.page(found))
     else:
-        screens.show(screens.page(found))
+        sys.stdout.write(formats.of(pages.page(found), form.value))

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from advcli.errors import ResourceError, UsageError
-from advcli.evaluation import methods, pairs
+from advcli.evaluation import columns, pairs, table
 from advcli.evaluation.stored import is_evaluation, is_run, open_evaluation, open_run
 
 
-def gather(folders: Sequence[Path], columns: Sequence[str]) -> dict[str, Any]:
+def gather(folders: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
     """The comparison of run folders, or of evaluation folders; a checkpoint stands for its folder."""
-    parsed = [methods.parse_column(text) for text in columns]
+    parsed = [columns.parse(text) for text in names]
     places = [path.parent if path.is_file() else path for path in folders]
     kinds = [_kind(place) for place in places]
     _check_once(places)
@@ -24,7 +24,7 @@ def gather(folders: Sequence[Path], columns: Sequence[str]) -> dict[str, Any]:
             next="give run folders alone, or evaluation folders alone",
         )
     if kinds[0] == "run":
-        return methods.tabulate([open_run(place) for place in places], parsed)
+        return table.tabulate([open_run(place) for place in places], parsed)
     if parsed:
         raise UsageError("columns are chosen for runs; of evaluations every attack is shown", where="--column")
     if len(places) == 1:

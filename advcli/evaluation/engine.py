@@ -78,13 +78,10 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides a verdict; its digest names the evaluation."""
-        content = hashlib.sha256()
-        for tensor in (self.images.images, self.images.labels, self.images.index):
-            content.update(tensor.cpu().contiguous().numpy().tobytes())
         parts = {
             "tensors_sha256": self.loaded.header["tensors_sha256"],
             "architecture": self.loaded.architecture.to_json(),
-            "images_sha256": content.hexdigest(),
+            "images_sha256": images_digest(self.images),
             "threat": asdict(self.threat),
             "suite": self.suite,
             "engine": self.engine,
@@ -99,6 +96,14 @@ class Job:
         parts |= {"sources": [source.header["tensors_sha256"] for source in self.sources]} if self.sources else {}
         parts = json.loads(json.dumps(parts))
         return {**parts, "digest": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}
+
+
+def images_digest(split: Split) -> str:
+    """SHA-256 of images, labels and indices."""
+    content = hashlib.sha256()
+    for tensor in (split.images, split.labels, split.index):
+        content.update(tensor.cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()
 
 
 def pick(split: Split, n: int | None, seed: int) -> Split:
@@ -206,7 +211,7 @@ class _Run:
         if job.head == "final" and network.gated:
             heads, exact = len(network.gate_sites), network.closes_at_features
             entries += gate_entries(job.threat, classes, heads, job.aux_weight, exact=exact)
-        if self.traits.operations:
+        if self.traits.operations or self.traits.probabilities:
             entries += substitute_entries(job.threat, classes)
         return entries + random_entries(job.threat, classes) if self.traits.random else entries
 
@@ -311,7 +316,7 @@ class _Run:
             return Surrogate(self.sources[entry.source].trace, self.cost)
         if entry.view is not None and isinstance(self.model, Network):
             return ViewedSurrogate(self.model, entry.view, self.cost)
-        passed = entry.surrogate != "view" and bool(self.traits.operations)
+        passed = entry.surrogate == "substituted" or (entry.surrogate == "expected" and bool(self.traits.operations))
         trace = substituted(self.model.trace) if passed else self.model.trace
         if entry.surrogate == "expected":
             return ExpectedSurrogate(trace, self.cost, apart=self.traits.random == "row")
@@ -331,6 +336,7 @@ class _Run:
         table = {"index": split.index.cpu().numpy(), "label": split.labels.cpu().numpy(), "clean_margin": margins.cpu().numpy()}
         table |= {f"probe.{name}": column for name, column in (self.ledger.probes() or {}).items()}
         whole, seconds = shards.join(self.ledger, table, [entry.name for entry in self.entries], split.images.shape[1:])
+        whole["clean"] = split.images.cpu().numpy()[np.isin(whole["index"], whole["adversarial_index"])]
         self.ledger.finish(whole, self._header())
         atomic.write_json(
             folder / "timing.json", {"seconds": round(seconds, 3), "device": str(self.device), "threads": torch.get_num_threads()}

@@ -78,16 +78,23 @@ def _comparable(evaluation: Evaluation) -> dict[str, tuple[str, ...]]:
 
 def difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> dict[str, Any]:
     """b minus a, paired by image: a (n,) and b (n,) say who is classified right."""
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    found = discordant(a, b)
     return {
         "first": float(a.mean()),
         "this": float(b.mean()),
-        "difference": (only_b - only_a) / len(a),
+        "difference": found["difference"],
         "ci": list(paired_bootstrap(b, a, SEED, DRAWS)),
-        "only_first": only_a,
-        "only_this": only_b,
-        "p": mcnemar(only_a, only_b),
+        "only_first": found["only_best"],
+        "only_this": found["only_this"],
+        "p": found["p"],
     }
+
+
+def discordant(best: NDArray[np.bool_], this: NDArray[np.bool_]) -> dict[str, Any]:
+    """{difference, only_best, only_this, p} of this minus best, paired by image: (n,) bool each, who is classified right."""
+    only_best, only_this = int((best & ~this).sum()), int((this & ~best).sum())
+    difference = (only_this - only_best) / len(best)
+    return {"difference": difference, "only_best": only_best, "only_this": only_this, "p": mcnemar(only_best, only_this)}
 
 
 def _notes(first: Evaluation, other: Evaluation, number: int) -> list[str]:

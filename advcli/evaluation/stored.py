@@ -16,10 +16,12 @@ from advcli.runs import container, log
 from advcli.runs import folder as run_folder
 from advcli.runs.ledger import Arrays, Ledger
 
+_IMAGES = ("adversarial", "clean")  # nearly all of a ledger, and no number needs them
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation: its ledger without the adversarial images, and what it amounts to."""
+    """A finished evaluation: its ledger without the images, and what it amounts to."""
 
     folder: Path
     arrays: Arrays
@@ -63,16 +65,23 @@ class Evaluation:
 class Run:
     """A run folder. recipe: None beside a checkpoint of other origin. header: its model's, None where none was written yet.
 
-    epoch: the last that was measured, None where no log tells. evaluations: finished ones of that model. passed_over: (folder,
-    why) of the others.
+    log: an event an epoch, in order. hours: of training, None where no log tells. evaluations: finished ones of that model.
+    of_last: those of the last epoch's weights, which may be the same. passed_over: (folder, why) of the others.
     """
 
     folder: Path
     recipe: Recipe | None
     header: dict[str, Any] | None
-    epoch: int | None
+    log: tuple[dict[str, Any], ...]
+    hours: float | None
     evaluations: tuple[Evaluation, ...]
+    of_last: tuple[Evaluation, ...]
     passed_over: tuple[tuple[Path, str], ...]
+
+    @property
+    def epoch(self) -> int | None:
+        """The last that was logged."""
+        return self.log[-1]["epoch"] if self.log else None
 
 
 def is_evaluation(folder: Path) -> bool:
@@ -91,26 +100,32 @@ def open_evaluation(folder: Path) -> Evaluation:
             "this evaluation is not finished", where=str(folder), next="the attack command that began it, with --resume, goes on with it"
         )
     arrays, header = ledger.read()
-    kept = {name: array for name, array in arrays.items() if name != "adversarial"}  # nearly all of the file, and no number needs it
+    kept = {name: array for name, array in arrays.items() if name not in _IMAGES}
     return Evaluation(folder, kept, header)
 
 
-def open_run(folder: Path) -> Run:
-    """CheckpointError where something in it is damaged."""
-    model = folder / "model.safetensors"
-    header = container.read_header(model, "model") if model.is_file() else None
-    evaluations, passed_over = [], []
+def open_run(folder: Path, name: str = "model.safetensors") -> Run:
+    """CheckpointError where something in it is damaged. name: of the model file that evaluations must be of."""
+    header, last = (_model_header(folder / file) for file in (name, "last.safetensors"))
+    evaluations, of_last, passed_over = [], [], []
     for path in _evaluation_folders(folder):
         if not Ledger(path / "ledger").complete:
             passed_over.append((path, f"the {_suite_of(path)} evaluation is not finished; --resume goes on with it"))
             continue
         found = open_evaluation(path)
         why = _not_deployed(found, header)
-        if why:
-            passed_over.append((path, why))
-        else:
+        if not why:
             evaluations.append(found)
-    return Run(folder, _recipe(folder), header, _last_epoch(folder), tuple(evaluations), tuple(passed_over))
+        if last and not _not_deployed(found, last):
+            of_last.append(found)
+        elif why:
+            passed_over.append((path, why))
+    log = tuple(sorted(events(folder), key=lambda event: event["epoch"]))
+    return Run(folder, _recipe(folder), header, log, hours(folder), tuple(evaluations), tuple(of_last), tuple(passed_over))
+
+
+def _model_header(path: Path) -> dict[str, Any] | None:
+    return container.read_header(path, "model") if path.is_file() else None
 
 
 def _not_deployed(found: Evaluation, model: dict[str, Any] | None) -> str:
@@ -121,7 +136,7 @@ def _not_deployed(found: Evaluation, model: dict[str, Any] | None) -> str:
     if model is None:
         return ""
     if identity["tensors_sha256"] != model["tensors_sha256"]:
-        return "it attacked other weights than those in model.safetensors"
+        return "it attacked other weights than those in the model file"
     put, own = ((part.get("architecture") or {}).get("gates") or [] for part in (identity, model))
     return "" if put == own else "a gate was put on the network for it"
 
@@ -138,11 +153,25 @@ def _suite_of(folder: Path) -> str:
         return folder.name
 
 
-def _last_epoch(folder: Path) -> int | None:
-    path = folder / "metrics.jsonl"
+def events(folder: Path) -> list[dict[str, Any]]:
+    """What training logged, an event an epoch; CheckpointError where the log is damaged."""
+    return [event for event in _read_log(folder / "metrics.jsonl") if "epoch" in event]
+
+
+def hours(folder: Path) -> float | None:
+    """How long training took, over all its sessions; None where no epoch was timed."""
+    path = folder / "timing.jsonl"
     try:
-        return max((int(event["epoch"]) for event in log.read(path) if "epoch" in event), default=None)
-    except (OSError, ValueError, TypeError) as error:
+        seconds = [float(event["seconds"]) for event in _read_log(path)]
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"the log is damaged: {error}", where=str(path)) from None
+    return sum(seconds) / 3600 if seconds else None
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [{**event, "epoch": int(event["epoch"])} if "epoch" in event else event for event in log.read(path)]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"the log is damaged: {error}", where=str(path)) from None
 
 

@@ -17,6 +17,7 @@ from advcli.recipe.nodes import Document, Path
 from advcli.recipe.schema import Recipe, combination_problems
 from advcli.recipe.shipped import find
 
+_WIDTH = 54  # PyYAML breaks a line after the item that passes it: lines end before column 80
 _NEXT = "advcli recipe schema prints every key; advcli recipe show quickstart is a working example"
 
 
@@ -84,7 +85,7 @@ _Dumper.add_representer(str, _represent_text)
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML: every field, defaults included. `parse(dump(r)) == r`."""
     return yaml.dump(
-        recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+        recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH, default_flow_style=None
     )
 
 

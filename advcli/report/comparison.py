@@ -1,18 +1,22 @@
-"""Comparisons as screens of 80 columns and as Markdown tables: the same cells, so that both say the same."""
+"""Comparisons as pages: the same cells for every format, so that all say the same."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
-from advcli.report import terminal
+from advcli.report.papers import CITATIONS
 from advcli.report.terminal import percent
 
 _KIND = {"trustworthy": "worst case", "upper bound": "an upper bound", "masked": "gradients look masked: do not trust it"}
+
+
+class Entry(NamedTuple):
+    """A cell of a table. detail: what stands small beside or under the text. place: 1 the best of its column, 2 the second."""
+
+    text: str
+    detail: str = ""
+    place: int | None = None
 
 
 class Page(NamedTuple):
@@ -20,44 +24,9 @@ class Page(NamedTuple):
 
     above: list[str]
     header: list[str]
-    rows: list[list[str]]
+    rows: list[list[Entry]]
     below: list[str]
     last: str
-
-
-def show(page: Page) -> None:
-    for line in page.above:
-        terminal.OUT.print(_plain(line), soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for position, name in enumerate(page.header):
-        table.add_column(escape(name), justify="right" if position else "left", overflow="fold", min_width=4)
-    for row in page.rows:
-        table.add_row(*map(_plain, row))
-    terminal.OUT.print(table)
-    for line in page.below:
-        terminal.OUT.print(_plain(line))
-    terminal.OUT.print(f"[bold]{escape(page.last)}[/bold]")
-
-
-def _plain(text: str) -> str:
-    """Text that is no markup, in characters that the terminal has."""
-    return escape(text if terminal.OUT.encoding.startswith("utf") else text.replace("±", "+-"))
-
-
-def markdown(page: Page) -> str:
-    """A GitHub table with a line for each of its footnotes."""
-    table = [_row(page.header), _row(["---"] * len(page.header)), *map(_row, page.rows)]
-    above, below = ([f"{_literal(line)}  " for line in lines] for lines in (page.above, [*page.below, page.last]))
-    return "\n".join([*above, *([""] if above else []), *table, "", *below]) + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_literal(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def _literal(text: str) -> str:
-    """Stars mark footnotes here; unescaped they would be lists and emphasis."""
-    return text.replace("*", "\\*")
 
 
 def page(comparison: Mapping[str, Any]) -> Page:
@@ -70,31 +39,92 @@ def page(comparison: Mapping[str, Any]) -> Page:
 
 def _runs(table: Mapping[str, Any]) -> Page:
     columns = table["columns"]
-    header = ["method", "seeds", *(f"{c['name']} %{'*' if c['upper_bound'] else ''}" for c in columns), "verdict"]
+    beside = [(column, paper) for column in columns for paper in table.get("papers", ()) if _prints(table, paper, column)]
+    header = ["method", "seeds"]
+    for column in columns:
+        header.append(f"{column['name']}{_UNITS[column['unit']]}{'*' if column['upper_bound'] else ''}")
+        header += [f"{column['name']} in {paper}" for other, paper in beside if other is column]
     rows = []
     for row in table["rows"]:
-        cells = [_cell(row["cells"][column["name"]], column) for column in columns]
-        rows.append([row["name"], str(len(row["runs"])), *cells, row["verdict"] or "-"])
-    text = "\n".join(cell for row in [header, *rows] for cell in row)
-    below = [foot for mark, foot in _FEET if mark in text] + [f"note {note}" for note in table["notes"]]
-    return Page([], header, rows, below, _conditions(table))
+        entries = [Entry(row["name"]), Entry(str(len(row["runs"])))]
+        for column in columns:
+            entries.append(_entry(row["cells"][column["name"]], column))
+            entries += [_printed(row["printed"][paper][column["name"]], column) for other, paper in beside if other is column]
+        rows.append([*entries, Entry(row["verdict"] or "-")])
+    below = _feet([*header, *(entry.text + entry.detail for entries in rows for entry in entries)], rows)
+    below += _against(table) + _papers_notes(table) + [f"note {note}" for note in table["notes"]]
+    return Page([], [*header, "verdict"], rows, below, _conditions(table))
 
 
+_UNITS = {"percent": " %", "hours": ""}
 _FEET = (
     ("±", "± the sample standard deviation over seeds"),
     ("[", "[] 95 % Wilson interval of one network"),
     ("*", "* an upper bound: a few fixed attacks, one attack alone, or a network that needs attacks of its own"),
     ("!", "! gradients look masked: do not trust this number"),
+    ("‡", "‡ printed for another data set, network or threat than the run's"),
 )
+MARKED = "best and second of a column are marked, among numbers of one kind under one condition"
 
 
-def _cell(cell: Mapping[str, Any] | None, column: Mapping[str, Any]) -> str:
+def _feet(texts: Iterable[str], rows: Sequence[Sequence[Entry]]) -> list[str]:
+    whole = "\n".join(texts)
+    marked = any(entry.place for entries in rows for entry in entries)
+    return [foot for mark, foot in _FEET if mark in whole] + ([MARKED] if marked else [])
+
+
+def _entry(cell: Mapping[str, Any] | None, column: Mapping[str, Any]) -> Entry:
     if cell is None:
-        return "-"
+        return Entry("-")
+    show = percent if column["unit"] == "percent" else _hours
     mark = "!" if cell["verdict"] == "masked" else "*" if cell["verdict"] == "upper bound" and not column["upper_bound"] else ""
-    if cell["ci"] is not None:
-        return f"{percent(cell['mean'])}{mark}\n{_interval(cell['ci'])}"
-    return f"{percent(cell['mean'])}{mark} ± {percent(cell['std'])}"
+    detail = _interval(cell["ci"]) if cell["ci"] else f"± {show(cell['std'])}" if cell["std"] is not None else ""
+    return Entry(f"{show(cell['mean'])}{mark}", detail, cell.get("place"))
+
+
+def _hours(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _prints(table: Mapping[str, Any], paper: str, column: Mapping[str, Any]) -> bool:
+    return any(row["printed"][paper][column["name"]] for row in table["rows"])
+
+
+def _printed(cell: Mapping[str, Any] | None, column: Mapping[str, Any]) -> Entry:
+    if cell is None:
+        return Entry("-")
+    text = f"{100 * cell['value']:.2f}" if column["unit"] == "percent" else f"{cell['value']:g}"
+    return Entry(f"{text}{'' if cell['same'] else '‡'}")
+
+
+def _papers_notes(table: Mapping[str, Any]) -> list[str]:
+    """Whose numbers stand in the columns of papers, under which conditions, and what is odd about them."""
+    notes = []
+    for paper in table.get("papers", ()):
+        cells = [(row["name"], cell) for row in table["rows"] for cell in row["printed"][paper].values() if cell]
+        where = dict.fromkeys(f"table {cell['table']} ({cell['data']}, {cell['network'] or 'network not named'})" for _, cell in cells)
+        notes.append(f"{paper}: {CITATIONS[paper]}, {', '.join(where) or 'has none of these methods'}")
+        odd = dict.fromkeys(f"{paper}, {name}: {cell['remark']}" for name, cell in cells if cell["remark"])
+        notes += [f"note {text}" for text in odd]
+    return notes
+
+
+def _against(table: Mapping[str, Any]) -> list[str]:
+    """Exact tests of single networks against the best of their column, image by image."""
+    lines = []
+    for column in table["columns"]:
+        tested = [(row["name"], row["cells"][column["name"]]) for row in table["rows"] if row["cells"][column["name"]]]
+        words = [
+            f"{name} {100 * c['against_best']['difference']:+.1f} (p {c['against_best']['p']:.2g})"
+            for name, c in tested
+            if "against_best" in c
+        ]
+        if words and len(tested) <= _TESTED:
+            lines.append(f"{column['name']} against the best, points and exact McNemar p: {', '.join(words)}")
+    return lines
+
+
+_TESTED = 6  # rows, more are in --format json and csv alone
 
 
 def _conditions(table: Mapping[str, Any]) -> str:
@@ -102,16 +132,20 @@ def _conditions(table: Mapping[str, Any]) -> str:
     cells = [cell for row in table["rows"] for cell in row["cells"].values() if cell]
     if not cells:
         return "no evaluation to show"
+    cells = [cell for cell in cells if "data" in cell]
     data = _one_of(f"{cell['data']} {cell['split']}" for cell in cells)
     threat = _one_of(cell["threat"] for cell in cells if "threat" in cell)
-    sizes = {}
+    sizes: dict[str, list[str]] = {}
     for column in table["columns"]:
-        found = [row["cells"][column["name"]] for row in table["rows"] if row["cells"][column["name"]]]
+        found = [cell for row in table["rows"] if (cell := row["cells"][column["name"]]) and "n" in cell]
         if found:
-            sizes[column["name"]] = _one_of(str(cell["n"]) for cell in found)
-    same = len(set(sizes.values())) == 1
-    n = f"n = {next(iter(sizes.values()))}" if same else "n = " + ", ".join(f"{size} for {name}" for name, size in sizes.items())
+            sizes.setdefault(_one_of(str(cell["n"]) for cell in found), []).append(column["name"])
+    n = "n = " + ", ".join(sizes if len(sizes) == 1 else (f"{size} for {_several(names)}" for size, names in sizes.items()))
     return ", ".join(part for part in (threat, data, n) if part)
+
+
+def _several(names: Sequence[str]) -> str:
+    return " and ".join(names) if len(names) <= 2 else f"{len(names)} columns"
 
 
 def _one_of(values: Any) -> str:
@@ -142,11 +176,11 @@ def _described(number: int, row: Mapping[str, Any]) -> list[str]:
     return [f"{number} {row['folder']}", f"  {what}", f"  {clean}, {robust}", f"  {_KIND[row['verdict']]}"]
 
 
-def _difference_rows(comparison: Mapping[str, Any], several: bool) -> list[list[str]]:
+def _difference_rows(comparison: Mapping[str, Any], several: bool) -> list[list[Entry]]:
     """A row a reading; against several, clean and robust alone."""
     number = comparison["evaluation"] + 1
     parts = {"clean": comparison["clean"], **({} if several else comparison["attacks"]), "robust": comparison["robust"]}
-    return [
+    texts = [
         [
             f"{name} of {number}" if several else name,
             percent(part["first"]),
@@ -158,6 +192,7 @@ def _difference_rows(comparison: Mapping[str, Any], several: bool) -> list[list[
         ]
         for name, part in parts.items()
     ]
+    return [[Entry(text) for text in row] for row in texts]
 
 
 def _headline(comparison: Mapping[str, Any], table: Mapping[str, Any]) -> str:

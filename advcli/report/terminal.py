@@ -1,4 +1,7 @@
-"""Terminal screens: errors, tables and the one number that matters in the last line. Fits 80 columns; plain off a terminal."""
+"""Terminal screens: errors, tables and the one number that matters in the last line. Fits 80 columns; plain off a terminal.
+
+Where the terminal has no Unicode, rich draws in ASCII, and names are written with escapes.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,21 @@ _KIND = {
     "upper bound": "worst case of these attacks alone: an upper bound",
     "masked": "gradients look masked: do not trust this number",
 }
+_SHORT = {"trustworthy": "worst case", "upper bound": "an upper bound", "masked": "masked: do not trust it"}  # beside a radius
+
+
+def literal(text: str) -> str:
+    """Text that is no markup, in characters that the terminal has: what it lacks is written as \\u and a number."""
+    return escape(text.encode(OUT.encoding, "backslashreplace").decode(OUT.encoding))
 
 
 def show_error(error: AdvcliError) -> None:
     """One panel on stderr: what, where, and the next command."""
-    rows = [escape(error.what)]
+    rows = [literal(error.what)]
     if error.where:
-        rows.append(f"[dim]where[/dim] {escape(error.where)}")
+        rows.append(f"[dim]where[/dim] {literal(error.where)}")
     if error.next:
-        rows.append(f"[dim]next[/dim]  {escape(error.next)}")
+        rows.append(f"[dim]next[/dim]  {literal(error.next)}")
     ERR.print(Panel("\n".join(rows), title=error.title, title_align="left", border_style="red" if error.exit_code != 130 else "yellow"))
 
 
@@ -45,24 +54,30 @@ def interval(fraction: float, n: int) -> str:
 def show_attack(report: Mapping[str, Any], folder: str) -> None:
     """The table of an evaluation; the last line is the headline with its verdict."""
     threat, n = report["threat"], report["n"]
-    OUT.print(escape(str(report["checkpoint"])), soft_wrap=True)
+    OUT.print(literal(str(report["checkpoint"])), soft_wrap=True)
     what = f"{threat['norm']} eps {threat['eps']}, suite {report['suite']}, {report['data']} {report['split']}, n = {n}"
-    OUT.print(escape(what), soft_wrap=True)
+    OUT.print(literal(what), soft_wrap=True)
     table = Table()
-    for name, justify in (("attack", "left"), ("on", "left"), ("accuracy %", "right"), ("95 % interval", "right")):
+    table.add_column("attack", overflow="fold")  # names of transfer attacks are long
+    for name, justify in (("on", "left"), ("accuracy %", "right"), ("95 % interval", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_row("none (clean)", "all", percent(report["clean"]), interval(report["clean"], n))
     for name, row in report["attacks"].items():
-        table.add_row(name, row["on"], percent(row["accuracy"]), interval(row["accuracy"], n))
+        table.add_row(literal(name), row["on"], percent(row["accuracy"]), interval(row["accuracy"], n))
     OUT.print(table)
     _show_classes(report)
     for note in report["notes"]:
-        OUT.print(f"note {escape(note)}")
+        OUT.print(f"note {literal(note)}")
     _show_flags(report["flags"])
     took = f" in {report['seconds']:.0f} s" if report.get("seconds") is not None else ""
     OUT.print(f"{report['forwards']:,} forwards, {report['backwards']:,} backwards{took}; {report['borderline']} borderline")
-    OUT.print(f"receipt {escape(folder)}")
-    bounds = escape(interval(report["robust"], n))
+    OUT.print(f"receipt {literal(folder)}")
+    OUT.print(f"page {literal(folder)}/report.html", soft_wrap=True)
+    _show_headline(report)
+
+
+def _show_headline(report: Mapping[str, Any]) -> None:
+    bounds = literal(interval(report["robust"], report["n"]))
     OUT.print(f"[bold]robust {percent(report['robust'])} %[/bold] {bounds} {_KIND[report['verdict']]}")
 
 
@@ -72,7 +87,8 @@ def _show_flags(flags: Sequence[Mapping[str, Any]]) -> None:
     for flag in raised:
         where = f" at eps {flag['eps']}" if "eps" in flag else ""
         size = "" if flag["value"] is None else f" ({percent(flag['value'])} points)"
-        OUT.print(f"[red]flag[/red] {escape(flag['name'])}{escape(where)}: {escape(flag['message'])}{size} \\[{escape(flag['source'])}]")
+        about = f"{flag['name']}{where}: {flag['message']}{size} [{flag['source']}]"
+        OUT.print(f"[red]flag[/red] {literal(about)}")
     if flags:
         OUT.print(f"{len(flags)} checks for masked gradients, {len(raised) or 'none'} raised")
 
@@ -80,30 +96,30 @@ def _show_flags(flags: Sequence[Mapping[str, Any]]) -> None:
 def show_curve(report: Mapping[str, Any]) -> None:
     """A row for each radius that was attacked; the last line is the headline of the largest one."""
     n, points = report["n"], report["curve"]
-    OUT.print(escape(str(report["checkpoint"])), soft_wrap=True)
+    OUT.print(literal(str(report["checkpoint"])), soft_wrap=True)
     what = f"{report['threat']['norm']}, suite {report['suite']}, {report['data']} {report['split']}, n = {n}"
-    OUT.print(escape(f"{what}, clean {percent(report['clean'])} % {interval(report['clean'], n)}"))
+    OUT.print(literal(f"{what}, clean {percent(report['clean'])} % {interval(report['clean'], n)}"))
     table = Table()
     for name, justify in (("eps", "left"), ("robust %", "right"), ("95 % interval", "right"), ("closed", "right"), ("verdict", "left")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for point in points:
-        bounds = escape(interval(point["robust"], n))
-        table.add_row(escape(point["eps"]), percent(point["robust"]), bounds, str(point["closed_by_smaller"]), point["verdict"])
+        bounds = literal(interval(point["robust"], n))
+        table.add_row(literal(point["eps"]), percent(point["robust"]), bounds, str(point["closed_by_smaller"]), point["verdict"])
     OUT.print(table)
     OUT.print("closed: images that this radius left standing and a smaller one broke; they count as broken")
     for note in report["notes"]:
-        OUT.print(f"note {escape(note)}")
+        OUT.print(f"note {literal(note)}")
     _show_flags(report["flags"])
     for point in points:
-        OUT.print(f"receipt {escape(point['receipt'])}", soft_wrap=True)
-    last, bounds = points[-1], escape(interval(points[-1]["robust"], n))
-    OUT.print(f"[bold]robust {percent(last['robust'])} %[/bold] {bounds} at eps {escape(last['eps'])}, {_KIND[last['verdict']]}")
+        OUT.print(f"receipt {literal(point['receipt'])}", soft_wrap=True)
+    last, bounds = points[-1], literal(interval(points[-1]["robust"], n))
+    OUT.print(f"[bold]robust {percent(last['robust'])} %[/bold] {bounds} at eps {literal(last['eps'])}, {_SHORT[last['verdict']]}")
 
 
 def show_verification(result: Mapping[str, Any], folder: str) -> None:
     """How many receipts were checked and how many hold."""
     how = "rounded to 8 bits" if result["quantize"] else "as stored"
-    OUT.print(f"receipt {escape(folder)}: {result['checked']} adversarial images checked in float32, {how}")
+    OUT.print(f"receipt {literal(folder)}: {result['checked']} adversarial images checked in float32, {how}")
     held = "all hold" if not result["failures"] else f"{len(result['failures'])} do not hold"
     OUT.print(f"[bold]robust {percent(result['robust'])} %[/bold]: {held}")
 
@@ -111,14 +127,14 @@ def show_verification(result: Mapping[str, Any], folder: str) -> None:
 def show_explanation(story: Mapping[str, Any]) -> None:
     """What each attack did to one image, the one whose example is kept last."""
     threat = story["threat"]
-    OUT.print(f"image {story['index']}, class {escape(story['label'])}, {threat['norm']} eps {threat['eps']}")
+    OUT.print(f"image {story['index']}, class {literal(story['label'])}, {threat['norm']} eps {threat['eps']}")
     OUT.print(f"clean margin {-story['clean_margin']:.4f} (over 0: classified right)")
     for row in story["attacks"]:
         target = f" towards {row['target']}" if "target" in row else ""
         outcome = f"broken at step {row['steps']}" if row["broken"] else "not broken"
-        OUT.print(escape(f"{row['name']} ({row['about']}): {outcome}{target}, run {row['run'] + 1}, margin {-row['margin']:.4f}"))
+        OUT.print(literal(f"{row['name']} ({row['about']}): {outcome}{target}, run {row['run'] + 1}, margin {-row['margin']:.4f}"))
     last = f"broken by {story['found_by']}" if story["found_by"] else "robust" if story["robust"] else "wrong without an attack"
-    OUT.print(f"[bold]{escape(last)}[/bold]")
+    OUT.print(f"[bold]{literal(last)}[/bold]")
 
 
 def _show_classes(report: Mapping[str, Any]) -> None:
@@ -129,40 +145,64 @@ def _show_classes(report: Mapping[str, Any]) -> None:
     if len(rows) <= 12:
         OUT.print(
             "per class, clean / robust %: "
-            + ", ".join(f"{escape(name)} {percent(r['clean'])}/{percent(r['robust'])}" for name, r in rows.items())
+            + ", ".join(f"{literal(name)} {percent(r['clean'])}/{percent(r['robust'])}" for name, r in rows.items())
         )
-    OUT.print(f"worst class {escape(worst)}: {percent(rows[worst]['robust'])} % robust of {rows[worst]['n']}")
+    OUT.print(f"worst class {literal(worst)}: {percent(rows[worst]['robust'])} % robust of {rows[worst]['n']}")
 
 
 def show_training(outcome: Mapping[str, Any]) -> None:
-    """The end of a training: the selected epoch, where it lies, and what to do with it."""
-    for name, title in (("validation", "held-out images"), ("train", "training images")):
-        part = outcome["measured"].get(name)
+    """The end of a training: the selected epoch, where it lies, what to do with it, and how well it did on held-out images."""
+    path = literal(outcome["checkpoint"])
+    OUT.print(f"{path} epoch {outcome['best_epoch']} of {outcome['epochs']}", soft_wrap=True)
+    suite = "adaptive" if "aux0" in (outcome["measured"].get("train") or outcome["measured"].get("validation") or {}) else "aa"
+    OUT.print(f"next: advcli attack {path} --suite {suite}", soft_wrap=True)
+    parts = [(title, outcome["measured"].get(name)) for name, title in (("train", "training"), ("validation", "held out"))]
+    lines = []
+    for title, part in parts:
         if part:
             robust = f"{percent(part['robust'])} % {interval(part['robust'], part['n'])}, an upper bound"
-            OUT.print(escape(f"{title} (n = {part['n']}): clean {percent(part['clean'])} %, {part['attack']} {robust}"))
+            lines.append(literal(f"{title}, n = {part['n']}: clean {percent(part['clean'])} %, {part['attack']} {robust}"))
             if part.get("seen_by_start"):
                 OUT.print("note the checkpoint it started from may have been trained on them: its seed, limit or validation is another")
-    suite = "adaptive" if "aux0" in (outcome["measured"].get("train") or outcome["measured"].get("validation") or {}) else "aa"
-    OUT.print(f"next: advcli attack {escape(outcome['checkpoint'])} --suite {suite}")
-    OUT.print(f"[bold]{escape(outcome['checkpoint'])}[/bold] epoch {outcome['best_epoch']} of {outcome['epochs']}")
+    *before, last = lines or ["no accuracy was measured"]
+    for line in before:
+        OUT.print(line)
+    OUT.print(f"[bold]{last}[/bold]")
+
+
+def show_page(file: str, report: Mapping[str, Any] | None) -> None:
+    """Where a page lies, and its headline."""
+    OUT.print(literal(file), soft_wrap=True)
+    if report is None:
+        OUT.print("[bold]robust accuracy not known[/bold]: nothing was attacked yet")
+    else:
+        _show_headline(report)
 
 
 def show_conversion(facts: Mapping[str, Any]) -> None:
     """Where the checkpoint lies and what it was made from."""
     origin = facts["foreign"]
-    OUT.print(escape(f"{origin['source']}, read as {origin['read_as']}, normalisation: {origin['normalized_by']}"), soft_wrap=True)
-    OUT.print(f"next: advcli attack {escape(facts['checkpoint'])} --suite aa", soft_wrap=True)
-    OUT.print(f"[bold]{escape(facts['checkpoint'])}[/bold]", soft_wrap=True)
+    OUT.print(literal(f"{origin['source']}, read as {origin['read_as']}, normalisation: {origin['normalized_by']}"), soft_wrap=True)
+    OUT.print(f"next: advcli attack {literal(facts['checkpoint'])} --suite aa", soft_wrap=True)
+    OUT.print(f"[bold]{literal(facts['checkpoint'])}[/bold]", soft_wrap=True)
 
 
 def show_dry_run(resolved: str, rows: Sequence[tuple[str, str]], last: str) -> None:
-    OUT.print(escape(resolved), soft_wrap=True)
+    OUT.print(literal(resolved), soft_wrap=True)
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in rows:
-        table.add_row(f"[dim]{name}[/dim]", escape(value))
+        table.add_row(f"[dim]{name}[/dim]", literal(value))
     OUT.print(table)
-    OUT.print(f"[bold]{escape(last)}[/bold]")
+    OUT.print(f"[bold]{literal(last)}[/bold]")
+
+
+def show_figure(notes: Sequence[str], files: Sequence[str], headline: str) -> None:
+    """What to know of a figure, where it lies, and its headline."""
+    for text in notes:
+        OUT.print(f"note {literal(text)}")
+    for path in files:
+        OUT.print(literal(path), soft_wrap=True)
+    OUT.print(f"[bold]{literal(headline)}[/bold]")
 
 
 def show_recipes(rows: Sequence[tuple[str, str]]) -> None:
@@ -170,5 +210,5 @@ def show_recipes(rows: Sequence[tuple[str, str]]) -> None:
     table.add_column("recipe", style="bold", no_wrap=True)
     table.add_column("what it is")
     for name, about in rows:
-        table.add_row(name, escape(about))
+        table.add_row(name, literal(about))
     OUT.print(table)

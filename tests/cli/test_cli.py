@@ -202,8 +202,10 @@ def test_training_ends_with_the_checkpoint_and_the_next_command(tiny_overrides: 
     done = advcli_("adv-train", "quickstart", *tiny_overrides)
     assert done.exit_code == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[-1].startswith("runs/quickstart/model.safetensors epoch ")
-    assert lines[-2] == "next: advcli attack runs/quickstart/model.safetensors --suite aa"
+    assert lines[0].startswith("runs/quickstart/model.safetensors epoch ")
+    assert lines[1] == "next: advcli attack runs/quickstart/model.safetensors --suite aa"
+    assert lines[-1].startswith("held out, n = ")
+    assert lines[-1].endswith(", an upper bound")
     assert done.stderr.count("epoch ") == 2
     assert listed("runs/quickstart") == [
         "last.safetensors",
@@ -408,7 +410,7 @@ def test_a_list_of_eps_is_a_curve(checkpoint: Path) -> None:
     assert facts["curve"][0]["ci"][0] <= facts["curve"][0]["robust"] <= facts["curve"][0]["ci"][1]
     done = advcli_("attack", checkpoint, *options, "--strict")
     assert (done.exit_code, "upper bound" in done.stderr) == (4, True)
-    assert " ".join(done.stdout.split()).endswith("at eps 0.2, worst case of these attacks alone: an upper bound")
+    assert " ".join(done.stdout.split()).endswith("at eps 0.2, an upper bound")
 
 
 def test_options_reach_the_evaluation(checkpoint: Path) -> None:

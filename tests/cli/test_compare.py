@@ -65,7 +65,7 @@ def test_a_table_for_people_and_one_for_a_page() -> None:
     assert "no aa evaluation: advcli attack runs/a-0 --suite aa" in text
     assert text.endswith("linf eps 0.15, digits test, n = 60")
     assert max(map(len, done.stdout.splitlines())) <= 80
-    page = advcli_("compare", "runs/a-0", "runs/b", "--markdown")
+    page = advcli_("compare", "runs/a-0", "runs/b", "--format", "markdown")
     assert page.stdout.startswith("| method | seeds | clean % | quick %\\* | verdict |\n| --- |")
 
 
@@ -90,7 +90,9 @@ def test_evaluations_are_paired() -> None:
         (["runs/absent"], 3, "there is no such folder"),
         (["runs"], 3, "there is no run and no evaluation here"),
         (["runs/a-0", "runs/a-0"], 2, "a folder is named twice"),
-        (["runs/b", "--json", "--markdown"], 2, "one of --json and --markdown"),
+        (["runs/b", "--json", "--format", "csv"], 2, "one of --json and --format"),
+        (["runs/b", "--paper", "nonsense"], 2, "one of again, ancra, arrest, stayfocused"),
+        (["runs/b", "--column", "last:hours"], 2, "names no column"),
         (["runs/b", "--column", "quick/nonsense"], 2, "has no reading 'nonsense'"),
     ],
 )
@@ -114,8 +116,9 @@ def test_it_runs_without_torch() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from advcli.cli.app import app\n"
         f"for words in (['runs/a-0', 'runs/b'], {folders!r}):\n"
-        "    for option in ([], ['--json'], ['--markdown']):\n"
+        "    for option in ([], ['--json'], *(['--format', form] for form in ('markdown', 'latex', 'csv', 'json'))):\n"
         "        assert CliRunner().invoke(app, ['compare', *words, *option]).exit_code == 0\n"
+        "assert CliRunner().invoke(app, ['compare', 'runs/a-0', '--paper', 'again', '--column', 'validation']).exit_code == 0\n"
         "print(sorted({'torch', 'torchvision', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -219,10 +219,19 @@ def test_what_happens_to_an_image_does_not_depend_on_the_others(checkpoint: Path
     rows = np.searchsorted(whole["index"], part["index"])
     assert np.array_equal(whole["index"][rows], part["index"])
     for name, column in part.items():
-        if not name.startswith(("adversarial", "probe.")):  # probes are made on a sample of the images that are there
+        if name not in ("adversarial", "adversarial_index", "clean") and not name.startswith("probe."):  # probes are of a sample
             assert column.tobytes() == whole[name][rows].tobytes(), name
     kept = np.isin(whole["adversarial_index"], part["index"])
-    assert whole["adversarial"][kept].tobytes() == part["adversarial"].tobytes()
+    for name in ("adversarial", "clean"):
+        assert whole[name][kept].tobytes() == part[name].tobytes()
+
+
+def test_the_images_that_were_broken_are_kept_as_they_were(checkpoint: Path, silent: Any, tmp_path: Path) -> None:
+    """In the ball around each kept image lies the adversarial one, so rows are not mixed up."""
+    ledger, _ = strong(checkpoint, silent, tmp_path / "a", n=40, batch_size=16)
+    images, _ = load_test(Data(name="digits"))
+    assert len(ledger["clean"])
+    assert (ledger["clean"] == images.images.numpy()[ledger["adversarial_index"]]).all()
 
 
 def test_other_chunk_sizes_move_next_to_no_verdict(checkpoint: Path, silent: Any, tmp_path: Path) -> None:

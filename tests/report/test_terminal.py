@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from advcli.errors import CheckpointError, InterruptedRunError, RecipeError, UsageError
-from advcli.recipe import dump, load
+from advcli.recipe import dump, load, names
 from advcli.report import terminal
 
 LISTEN = ["colour", "plain", "ascii"]
@@ -126,6 +127,19 @@ def test_the_upper_bound_of_200_classes_is_not_a_wall_of_text(screen: Screen) ->
     assert len(screen.lines()) < 20
 
 
+def test_checks_that_were_passed_are_not_shown(screen: Screen) -> None:
+    passed = {**FLAG, "name": "calm", "raised": False}
+    terminal.show_attack(report(verdict="masked", flags=[passed, {**FLAG, "raised": True}]), "folder")
+    assert "calm" not in screen.text()
+    assert screen.text().count("flag ") == 1
+
+
+def test_a_name_that_the_terminal_lacks_is_escaped_before_it_is_laid_out(screen: Screen) -> None:
+    terminal.show_attack(report(per_class={"\u732b" * 30: {"n": 1, "clean": 1, "robust": 1}}, worst_class="\u732b" * 30), "f")
+    assert max(map(cell_len, fitted(screen.lines()))) <= 80
+    assert ("\u732b" in screen.text()) != ("\\u732b" in screen.text())
+
+
 def security_curve(**changes: Any) -> dict[str, Any]:
     point = {"robust": 0.5, "ci": [0.4, 0.6], "closed_by_smaller": 3, "verdict": "upper bound", "receipt": "runs/a/evals/aa-0"}
     points = [{**point, "eps": eps} for eps in ("2/255", "8/255")]
@@ -136,7 +150,7 @@ def test_a_curve_fits_and_ends_with_its_largest_radius(screen: Screen) -> None:
     terminal.show_curve(security_curve(flags=[{**FLAG, "eps": "8/255"}], notes=["a note"]))
     assert max(map(len, fitted(screen.lines()))) <= 80
     words = " ".join(screen.text().split())
-    assert words.endswith("robust 50.0 % [43.1, 56.9] at eps 8/255, worst case of these attacks alone: an upper bound")
+    assert screen.lines()[-1].rstrip() == "robust 50.0 % [43.1, 56.9] at eps 8/255, an upper bound"
     assert "black-box-beats-white-box at eps 8/255" in words
     assert "2/255" in words
     assert "note a note" in words
@@ -186,16 +200,54 @@ def test_an_error_is_one_panel_with_what_where_and_next(screen: Screen, error: A
     assert ("where" in inside, "next" in inside) == (bool(error.where), bool(error.next))
 
 
-@pytest.mark.parametrize("parts", [("validation", "train"), ("validation",), ()])
-def test_a_training_ends_with_its_checkpoint(screen: Screen, parts: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("verdict", ["trustworthy", "upper bound", "masked"])
+def test_the_widest_headline_of_a_curve_is_one_line(screen: Screen, verdict: str) -> None:
+    curve = security_curve(n=10**7)
+    curve["curve"][-1] |= {"robust": 1.0, "eps": "127.5/255", "verdict": verdict}
+    terminal.show_curve(curve)
+    assert screen.lines()[-1].startswith("robust 100.0 % [100.0, 100.0] at eps 127.5/255, ")
+
+
+LAST = {
+    ("validation", "train"): "held out, n = 150: clean 98.0 %, pgd-10 75.0 % [67.2, 81.0], an upper bound",
+    ("validation",): "held out, n = 150: clean 98.0 %, pgd-10 75.0 % [67.2, 81.0], an upper bound",
+    ("train",): "training, n = 150: clean 98.0 %, pgd-10 75.0 % [67.2, 81.0], an upper bound",
+    (): "no accuracy was measured",
+}
+
+
+@pytest.mark.parametrize("parts", LAST)
+def test_a_training_ends_with_what_held_out_images_say(screen: Screen, parts: tuple[str, ...]) -> None:
     row = {"n": 150, "clean": 0.98, "robust": 0.75, "attack": "pgd-10"}
     path = "runs/quickstart/model.safetensors"
     terminal.show_training({"measured": dict.fromkeys(parts, row), "checkpoint": path, "best_epoch": 7, "epochs": 40})
     lines = screen.lines()
     assert max(map(len, fitted(lines))) <= 80
-    assert lines[-1].rstrip() == f"{path} epoch 7 of 40"
-    assert lines[-2].rstrip() == f"next: advcli attack {path} --suite aa"
-    assert screen.text().count(["an", "upper", "bound"][1]) == len(parts)  # never a robust accuracy without its kind
+    assert lines[0].rstrip() == f"{path} epoch 7 of 40"
+    assert lines[1].rstrip() == f"next: advcli attack {path} --suite aa"
+    assert lines[-1].rstrip() == LAST[parts]
+    assert screen.text().count("an upper bound") == len(parts)  # never a robust accuracy without its kind
+
+
+@pytest.mark.parametrize("report", [report(), None])
+def test_a_page_ends_with_its_headline(screen: Screen, report: Any) -> None:
+    terminal.show_page("a/report.html", report)
+    assert screen.lines()[0].rstrip() == "a/report.html"
+    assert screen.lines()[-1].startswith("robust 45.5 % [38.7, 52.4] " if report else "robust accuracy not known")
+
+
+def test_the_long_name_of_a_transfer_attack_is_whole(screen: Screen) -> None:
+    name = "pgd-100@a-recipe-with-a-rather-long-name-indeed-0123abcd"
+    terminal.show_attack(report(attacks={name: {"accuracy": 0.5, "on": "survivors"}}), "folder")
+    assert max(map(len, fitted(screen.lines()))) <= 80
+    first_cells = "".join(line.strip("│|").replace("|", "│").split("│")[0].strip() for line in screen.lines() if line[:1] in "│|")
+    assert name in first_cells
+
+
+@pytest.mark.parametrize("recipe", names())
+def test_a_dry_run_of_every_shipped_recipe_fits(screen: Screen, recipe: str) -> None:
+    terminal.show_dry_run(dump(load(recipe)), [("steps", "3")], "the end")
+    assert max(map(len, screen.lines())) <= 80
 
 
 def test_a_dry_run_prints_a_recipe_that_can_be_read_again(screen: Screen) -> None:

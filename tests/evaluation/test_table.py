@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from written import write_attacked_run, write_evaluation
 
@@ -200,7 +201,7 @@ def test_of_several_under_one_condition_the_lowest_is_shown(made: Make, evaluati
         ({"eps": "0.3"}, "at linf eps 0.3, not the run's linf eps 0.15"),
         ({"split": "train"}, "on train images"),
         ({"data": "svhn"}, "on svhn, not digits"),
-        ({"weights": "others"}, "it attacked other weights than those in model.safetensors"),
+        ({"weights": "others"}, "it attacked other weights than those in the model file"),
         ({"head": "open"}, "it judged head open, not the decision"),
         ({"gates": ["reverse-attention"]}, "a gate was put on the network for it"),
     ],
@@ -271,3 +272,133 @@ def test_folders_of_the_wrong_kind_are_refused(made: Make) -> None:
     Path("runs/empty").mkdir()
     with pytest.raises(ResourceError, match="no run and no evaluation"):
         table(run, Path("runs/empty"))
+
+
+def places(found: dict[str, Any], column: str) -> list[int | None]:
+    return [row["cells"][column] and row["cells"][column]["place"] for row in found["rows"]]
+
+
+def test_best_and_second_are_placed_and_ties_share(made: Make) -> None:
+    counts = {"a": 9, "b": 12, "c": 8, "d": 12, "e": 9}
+    found = table(*(made(name, f"name={name}", quick=count) for name, count in counts.items()))
+    assert places(found, "quick") == [2, 1, None, 1, 2]
+    assert places(found, "clean") == [None] * 5, "all are equal, and none is best"
+    assert places(table(Path("runs/a")), "quick") == [None]
+
+
+def test_no_bound_is_placed_among_numbers_that_are_none(made: Make, evaluation: Any) -> None:
+    made("a", quick=8, aa=8)
+    made("b", "name=b", aa=9)
+    made("gated", "name=gated")
+    gate = {"gates": ["reverse-attention"]}
+    weights = _weights(Path("runs/gated"))
+    evaluation(Path("runs/gated/evals/aa-1"), clean=[1] * 20, attacks={"apgd-ce": [1] * 20}, suite="aa", weights=weights, **gate)
+    (Path("runs/gated") / "model.safetensors").unlink()  # a foreign file: its gates are not known
+    found = table(*(Path("runs", name) for name in ("a", "b", "gated")))
+    assert [row["cells"]["aa"]["verdict"] for row in found["rows"]] == ["trustworthy", "trustworthy", "upper bound"]
+    assert places(found, "aa") == [2, 1, None]
+
+
+def test_nothing_masked_and_nothing_under_other_conditions_is_placed(made: Make, evaluation: Any) -> None:
+    runs = [made(name, f"name={name}", quick=count) for name, count in (("a", 8), ("b", 9))]
+    masked = made("masked", "name=masked")
+    evaluation(masked / "evals/quick-1", clean=[1] * 20, attacks={"fgsm": [0] * 20, "pgd-20": [1] * 20}, weights=_weights(masked))
+    found = table(*runs, masked)
+    assert cell(found, 2, "quick")["verdict"] == "masked"
+    assert places(found, "quick") == [2, 1, None]
+    assert places(table(*runs, made("c", "name=c", quick=9, n=40)), "quick") == [None] * 3
+
+
+def test_single_networks_are_tested_against_the_best_on_the_same_images(made: Make) -> None:
+    found = table(
+        made("a", quick=12), made("b", "name=b", quick=4), made("c", "name=c", "seed=0", quick=9), made("c2", "name=c", "seed=1", quick=9)
+    )
+    assert "against_best" not in cell(found, 0, "quick")
+    tested = cell(found, 1, "quick")["against_best"]
+    assert tested == {"difference": -0.4, "only_best": 8, "only_this": 0, "p": 2 / 2**8}
+    assert "against_best" not in cell(found, 2, "quick"), "a mean over seeds is no network"
+
+
+def test_classes_and_the_worst_one(made: Make) -> None:
+    """All images of the written evaluations are of class zero, so it is the worst one too."""
+    found = table(made("a", quick=12), columns=("quick/classes",))
+    assert [column["name"] for column in found["columns"]] == ["clean", "quick/class:zero", "quick/worst-class"]
+    assert [column["upper_bound"] for column in found["columns"]] == [False, True, True]
+    named, lowest = (cell(found, 0, name) for name in ("quick/class:zero", "quick/worst-class"))
+    assert (named["mean"], named["ci"], lowest["mean"], lowest["ci"]) == (0.6, list(wilson(12, 20)), 0.6, None)
+    with pytest.raises(UsageError, match="has no reading 'class:nine'"):
+        table(Path("runs/a"), columns=("quick/class:nine",))
+
+
+def test_the_worst_class_is_the_lowest(made: Make) -> None:
+    run = made("a", quick=12)
+    from advcli.runs.ledger import Ledger
+
+    ledger = Ledger(run / "evals/quick-1/ledger")
+    arrays, header = ledger.read()
+    arrays["label"] = (np.arange(20) >= 10).astype(np.int64)
+    ledger.finish(arrays, header)
+    found = table(run, columns=("quick/classes",))
+    assert [cell(found, 0, f"quick/{name}")["mean"] for name in ("class:zero", "class:one", "worst-class")] == [1.0, 0.2, 0.2]
+
+
+def test_the_average_is_over_the_robust_columns_seed_by_seed(made: Make) -> None:
+    runs = [made("a", "seed=0", quick=12, aa=8), made("b", "seed=1", quick=14, aa=10), made("c", "name=c", quick=12)]
+    found = table(*runs, columns=("quick/fgsm", "aa", "aa/worst-class", "average"))
+    part = cell(found, 0, "average")
+    values = [(14 / 20 + 8 / 20) / 2, (16 / 20 + 10 / 20) / 2]
+    assert [row["value"] for row in part["evaluations"]] == pytest.approx(values)
+    assert (part["mean"], part["std"], part["verdict"]) == (pytest.approx(0.6), pytest.approx(statistics.stdev(values)), "upper bound")
+    assert part["protocol"] == "quick/1 native and aa/1 native"
+    assert cell(found, 1, "average") is None, "it lacks aa"
+
+
+def log_of(run: Path, *events: dict[str, Any], seconds: tuple[float, ...] = ()) -> None:
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"event": "epoch", "epoch": k} | e) + "\n" for k, e in enumerate(events, 1)))
+    (run / "timing.jsonl").write_text("".join(json.dumps({"epoch": k, "seconds": s}) + "\n" for k, s in enumerate(seconds, 1)))
+
+
+def measured(robust: float, selected: bool = False) -> dict[str, Any]:
+    return {"validation": {"n": 50, "clean": 0.9, "robust": robust, "attack": "pgd-10"}, "selected": selected}
+
+
+def test_best_last_and_hours_come_from_the_logs(made: Make) -> None:
+    """ANCRA's table IX: what was selected, what the last epoch has, and how long it took."""
+    one, two, bare = made("a", "seed=0", quick=9), made("b", "seed=1", quick=9), made("c", "name=c", quick=9)
+    log_of(one, measured(0.2, selected=True), measured(0.6, selected=True), {"loss": 1.0}, measured(0.5), seconds=(1800, 1800, 3600))
+    log_of(two, measured(0.4, selected=True), measured(0.3), seconds=(3600,))
+    log_of(bare, measured(float("nan"), selected=True))
+    found = table(one, two, bare, columns=("validation", "validation/clean", "last:validation", "hours"))
+    names = ["validation", "validation/clean", "last:validation", "hours"]
+    assert [[row["value"] for row in cell(found, 0, name)["evaluations"]] for name in names] == [[0.6, 0.4], [0.9, 0.9], [0.5, 0.3], [2, 1]]
+    assert [column["unit"] for column in found["columns"]] == ["percent"] * 4 + ["hours"]
+    assert [column["upper_bound"] for column in found["columns"]] == [False, True, False, True, False]
+    assert cell(found, 0, "hours")["mean"] == 1.5
+    assert (cell(found, 1, "validation"), cell(found, 1, "hours")) == (None, None), "no number, and nothing timed"
+    assert (cell(found, 0, "validation")["split"], cell(found, 0, "validation")["n"]) == ("validation", 50)
+
+
+def test_the_last_epochs_own_evaluations(made: Make, evaluation: Any) -> None:
+    run = made("a", quick=9)
+    write_attacked_run("other")
+    (run / "last.safetensors").write_bytes(Path("runs/other/model.safetensors").read_bytes())
+    evaluation(run / "evals/quick-2", clean=[1] * 20, attacks={"pgd-20": [1] * 7 + [0] * 13}, weights=_weights(Path("runs/other")))
+    found = table(run, columns=("quick", "last:quick", "last:clean"))
+    assert [cell(found, 0, name)["mean"] for name in ("quick", "last:quick", "last:clean")] == [0.45, 0.35, 1.0]
+    assert not found["notes"], "it is not passed over"
+    found = table(made("b", quick=9), columns=("last:aa",))
+    assert found["notes"] == ["no aa evaluation of the last epoch: advcli attack runs/b/last.safetensors --suite aa"]
+
+
+def test_what_many_runs_lack_is_said_in_one_line(made: Make) -> None:
+    found = table(*(made(f"r{k}", f"name=r{k}", quick=9) for k in range(5)), made("f", "name=f", aa=9))
+    assert "no aa evaluation of 5 runs, runs/r0 to runs/r4: advcli attack RUN --suite aa" in found["notes"]
+
+
+@pytest.mark.parametrize("content", ['{"epoch": 1}\n', '{"epoch": 1, "seconds": "x"}\n', "[]\n", "nonsense\n"])
+def test_a_damaged_clock_is_refused(made: Make, content: str) -> None:
+    run = made("a", quick=8)
+    (run / "timing.jsonl").write_text(content)
+    with pytest.raises(CheckpointError) as raised:
+        table(run)
+    assert "timing.jsonl" in raised.value.where
