@@ -228,5 +228,5 @@ def test_deploy_ra_on_a_network_of_another_library(tmp_path: Path, monkeypatch: 
     rows = loaded.network.linear.weight[output.aux_logits[0].argmax(1)]
     torch.testing.assert_close(output.features.flatten(1), output.ungated.flatten(1) * rows)
     torch.testing.assert_close(output.logits, loaded.network.linear(output.ungated.flatten(1) * rows))
-    chosen = loaded.network.all_gate_logits(x)[torch.arange(3), output.aux_logits[0].argmax(1)]
+    chosen = loaded.network.all_gate_logits(output)[torch.arange(3), output.aux_logits[0].argmax(1)]
     torch.testing.assert_close(chosen, output.logits)
