@@ -24,6 +24,7 @@ _MEANS = {"mean", "mu", "_mean", "new_mean"}
 _STDS = {"std", "sigma", "_std", "new_std"}
 _HEADS = ("linear", "fc", "classifier", "head", "logits", "output", "last_linear", "final")
 _DEAD = "sub_block1."  # TRADES' wide networks carry a stage that no image passes
+_DEEPEST, _WIDEST = 100, 99  # blocks a stage, and the factor of channels, beyond which nothing is a wide residual network
 _FINAL_NORMS = re.compile(r"^(?:bn1|norm|final_bn|bn_final|bn_last|batchnorm)\.")
 _RENAMES = (
     (re.compile(r"^block(\d)\.(?:layer\.)?(\d+)\."), r"layer\1.\2."),
@@ -159,10 +160,10 @@ def _preact_resnet(state: State, arch: str | None) -> Candidate:
 
 def _wide_resnet(state: State, arch: str | None) -> Candidate:
     state = _renamed({key: tensor for key, tensor in state.items() if not key.startswith(_DEAD)}, _final_norm)
-    blocks = max(1, sum(re.fullmatch(r"layer1\.\d+\.conv1\.weight", key) is not None for key in state))
+    blocks = min(_DEEPEST, max(1, sum(re.fullmatch(r"layer1\.\d+\.conv1\.weight", key) is not None for key in state)))
     stem, first = _size(state, "conv1.weight", 0, 16), _size(state, "layer1.0.conv1.weight", 0, 160)
     last = _size(state, "layer3.0.conv1.weight", 0, 4 * first)
-    return _candidate(state, arch or f"wrn-{6 * blocks + 4}-{max(1, round(first / stem))}", stem / 16, "conv1.weight", last)
+    return _candidate(state, arch or f"wrn-{6 * blocks + 4}-{min(_WIDEST, max(1, round(first / stem)))}", stem / 16, "conv1.weight", last)
 
 
 def _vgg(state: State, arch: str | None) -> Candidate:

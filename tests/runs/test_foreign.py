@@ -260,6 +260,13 @@ def test_any_state_dict_is_refused(shapes: dict[str, list[int]], tmp_path: Path)
         load(saved({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path))
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 3, 3), (10**6, 1, 1, 1), (0, 3, 3, 3), (3,), ()])
+def test_sizes_that_no_network_has_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    state = {"conv1.weight": torch.zeros(shape), "layer1.0.conv1.weight": torch.zeros(512, 1, 1, 1), "fc.weight": torch.zeros(2, 9)}
+    with pytest.raises(CheckpointError, match="missing: "):
+        load(saved(state, tmp_path))
+
+
 # Networks of torchvision.
 
 
