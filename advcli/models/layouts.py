@@ -24,6 +24,7 @@ _MEANS = {"mean", "mu", "_mean", "new_mean"}
 _STDS = {"std", "sigma", "_std", "new_std"}
 _HEADS = ("linear", "fc", "classifier", "head", "logits", "output", "last_linear", "final")
 _DEAD = "sub_block1."  # TRADES' wide networks carry a stage that no image passes
+_DEEPEST, _WIDEST = 100, 99  # blocks a stage, and the factor of channels, beyond which nothing is a wide residual network
 _FINAL_NORMS = re.compile(r"^(?:bn1|norm|final_bn|bn_final|bn_last|batchnorm)\.")
 _RENAMES = (
     (re.compile(r"^block(\d)\.(?:layer\.)?(\d+)\."), r"layer\1.\2."),
@@ -95,17 +96,34 @@ def candidates(state: State, arch: str | None) -> Iterator[Candidate]:
 def _common(state: State) -> State:
     """Names that all families share: the head is `linear`, and every norm counts its batches, as older ones did not."""
     head = head_name(state)
-    result = {}
-    for key, tensor in state.items():
-        name = f"linear.{key.rpartition('.')[2]}" if head is not None and key.rpartition(".")[0] == head else key
+
+    def ours(key: str) -> str:
+        place, _, last = key.rpartition(".")
+        if head is not None and place == head:
+            return f"linear.{last}"
         for pattern, to in _RENAMES:
-            name = pattern.sub(to, name)
-        result[name] = tensor
+            key = pattern.sub(to, key)
+        return key
+
+    result = _renamed(state, ours)
     if "linear.weight" in result and "linear.bias" not in result:
         result["linear.bias"] = torch.zeros(result["linear.weight"].shape[0])
     for key in [key for key in result if key.endswith(".running_mean")]:
         result.setdefault(f"{key.removesuffix('running_mean')}num_batches_tracked", torch.tensor(0))
     return result
+
+
+def _renamed(state: State, rename: Callable[[str], str]) -> State:
+    """Every tensor under its new name, or under its own where that name is taken, so that none is lost unseen."""
+    result: State = {}
+    for key, tensor in state.items():
+        name = rename(key)
+        result[key if name in result or (name != key and name in state) else name] = tensor
+    return result
+
+
+def _final_norm(key: str) -> str:
+    return _FINAL_NORMS.sub("bn.", key)
 
 
 def head_name(state: State) -> str | None:
@@ -134,18 +152,18 @@ def _resnet(state: State, arch: str | None) -> Candidate:
 
 
 def _preact_resnet(state: State, arch: str | None) -> Candidate:
-    state = {_FINAL_NORMS.sub("bn.", key): tensor for key, tensor in state.items()}
+    state = _renamed(state, _final_norm)
     last = _size(state, "layer4.1.conv2.weight", 0, 512)
     found = "preact-resnet18" if "bn.weight" in state else "preact-resnet18-no-norm"
     return _candidate(state, arch or found, last / 512, "conv1.weight", last)
 
 
 def _wide_resnet(state: State, arch: str | None) -> Candidate:
-    state = {_FINAL_NORMS.sub("bn.", key): tensor for key, tensor in state.items() if not key.startswith(_DEAD)}
-    blocks = max(1, sum(re.fullmatch(r"layer1\.\d+\.conv1\.weight", key) is not None for key in state))
+    state = _renamed({key: tensor for key, tensor in state.items() if not key.startswith(_DEAD)}, _final_norm)
+    blocks = min(_DEEPEST, max(1, sum(re.fullmatch(r"layer1\.\d+\.conv1\.weight", key) is not None for key in state)))
     stem, first = _size(state, "conv1.weight", 0, 16), _size(state, "layer1.0.conv1.weight", 0, 160)
     last = _size(state, "layer3.0.conv1.weight", 0, 4 * first)
-    return _candidate(state, arch or f"wrn-{6 * blocks + 4}-{max(1, round(first / stem))}", stem / 16, "conv1.weight", last)
+    return _candidate(state, arch or f"wrn-{6 * blocks + 4}-{min(_WIDEST, max(1, round(first / stem)))}", stem / 16, "conv1.weight", last)
 
 
 def _vgg(state: State, arch: str | None) -> Candidate:
@@ -166,14 +184,18 @@ def _unrolled(state: State) -> State:
     if len(places) != len(blocks):
         return state
     result = dict(state)
+    names: dict[str, str] = {}
     for place, block in zip(places, blocks, strict=True):
         bias, mean = result.pop(f"features.{place}.bias", None), f"features.{place + 1}.running_mean"
         if bias is not None and mean in result and bias.shape == result[mean].shape:
             result[mean] = (result[mean].double() - bias.double()).to(result[mean].dtype)
-        for part, number in ((0, place), (1, place + 1)):
-            for key in [key for key in result if key.startswith(f"features.{number}.")]:
-                result[key.replace(f"features.{number}.", f"{block}.{part}.", 1)] = result.pop(key)
-    return result
+        names |= {f"features.{place}": f"{block}.0", f"features.{place + 1}": f"{block}.1"}
+
+    def ours(key: str) -> str:
+        place, _, last = key.rpartition(".")
+        return f"{names[place]}.{last}" if place in names else key
+
+    return _renamed(result, ours)
 
 
 _FAMILIES: tuple[tuple[Callable[[State, str | None], Candidate], str], ...] = (

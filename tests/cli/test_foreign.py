@@ -103,6 +103,11 @@ def test_low_accuracy_is_warned_of_with_the_likely_cause(theirs: Path) -> None:
     assert "likely cause: the order of the classes" in done.stderr
 
 
+def test_a_source_of_a_transfer_attack_may_be_anothers(theirs: Path, checkpoint: Path) -> None:
+    """The same weights in another's file are the same network."""
+    assert "the source is the checkpoint itself" in refused(2, "attack", checkpoint, "--suite", "transfer", "--source", theirs, "--quiet")
+
+
 def test_options_about_others_weights_are_refused_for_ours(checkpoint: Path) -> None:
     assert "says itself what it is" in refused(2, "attack", checkpoint, "--arch", "resnet18")
 

@@ -209,6 +209,16 @@ def test_keys_that_do_not_fit_are_listed_both_ways(tmp_path: Path) -> None:
         assert line in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "like"),
+    [("layer2.0.downsample.0.weight", "layer2.0.shortcut.0.weight"), ("block1.layer.0.conv1.weight", "layer1.0.conv1.weight")],
+)
+def test_two_tensors_under_one_name_are_not_taken_for_one(key: str, like: str, tmp_path: Path) -> None:
+    state = worn(ResNet(8, 10)).state_dict()
+    with pytest.raises(CheckpointError, match=f"unknown: {re.escape(key)}"):
+        load(saved({key: torch.zeros_like(state[like]), **state}, tmp_path))
+
+
 def test_a_seven_by_seven_stem_points_to_torchvision(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="--arch torchvision:resnet18"):
         load(saved(models.resnet18(num_classes=10).state_dict(), tmp_path))
@@ -248,6 +258,13 @@ def test_a_mangled_state_dict_is_refused_with_its_keys(data: st.DataObject, plai
 def test_any_state_dict_is_refused(shapes: dict[str, list[int]], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         load(saved({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3, 3), (10**6, 1, 1, 1), (0, 3, 3, 3), (3,), ()])
+def test_sizes_that_no_network_has_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    state = {"conv1.weight": torch.zeros(shape), "layer1.0.conv1.weight": torch.zeros(512, 1, 1, 1), "fc.weight": torch.zeros(2, 9)}
+    with pytest.raises(CheckpointError, match="missing: "):
+        load(saved(state, tmp_path))
 
 
 # Networks of torchvision.
