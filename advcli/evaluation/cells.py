@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from advcli.errors import ResourceError, UsageError
-from advcli.evaluation.columns import CLASSES, WORST, WORST_CLASS, Column
+from advcli.evaluation.columns import CLASSES, HOURS, WORST, WORST_CLASS, Column
 from advcli.evaluation.logged import Cell, fold, logged
 from advcli.evaluation.masking import Verdict, worst
 from advcli.evaluation.methods import Method, own
@@ -39,11 +39,12 @@ class Filled(NamedTuple):
 def fill(column: Column, methods: Sequence[Method]) -> Filled:
     """The cells of a column, a method each, all from evaluations under one condition where there is one that all methods have."""
     if column.logged:
-        return Filled([logged(column, method) for method in methods], [[] for _ in methods], [])
+        cells = [logged(column, method) for method in methods]
+        return Filled(cells, [[] for _ in methods], [] if column == HOURS else _differing_rows(column, methods, cells))
     candidates = [[_candidates(column, run) for run in method.runs] for method in methods]
     _check_reading(column, methods, candidates)
     ranked = _ranked(column, candidates)
-    cells: list[Cell | None] = []
+    cells = []
     picked: list[list[Evaluation]] = []
     absent: list[Run] = []
     notes: list[str] = []

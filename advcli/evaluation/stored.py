@@ -104,6 +104,16 @@ def open_evaluation(folder: Path) -> Evaluation:
     return Evaluation(folder, kept, header)
 
 
+def evaluations_in(place: Path) -> list[Evaluation]:
+    """An evaluation alone, those of a run's own weights, or the finished ones that a folder holds; a checkpoint stands for its folder."""
+    folder = place.parent if place.is_file() else place
+    if is_evaluation(folder):
+        return [open_evaluation(folder)]
+    if is_run(folder):
+        return list(open_run(folder).evaluations)
+    return [open_evaluation(path) for path in sorted(folder.glob("*")) if is_evaluation(path) and Ledger(path / "ledger").complete]
+
+
 def open_run(folder: Path, name: str = "model.safetensors") -> Run:
     """CheckpointError where something in it is damaged. name: of the model file that evaluations must be of."""
     header, last = (_model_header(folder / file) for file in (name, "last.safetensors"))

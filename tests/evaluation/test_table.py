@@ -375,7 +375,17 @@ def test_best_last_and_hours_come_from_the_logs(made: Make) -> None:
     assert [column["upper_bound"] for column in found["columns"]] == [False, True, False, True, False]
     assert cell(found, 0, "hours")["mean"] == 1.5
     assert (cell(found, 1, "validation"), cell(found, 1, "hours")) == (None, None), "no number, and nothing timed"
+    assert found["notes"][-1] == "runs/c is not trained to its end: epoch 1 of 40"
     assert (cell(found, 0, "validation")["split"], cell(found, 0, "validation")["n"]) == ("validation", 50)
+
+
+def test_rows_that_were_watched_with_other_attacks_are_said(made: Make) -> None:
+    one, two = made("a", quick=9), made("b", "name=b", quick=9)
+    log_of(one, measured(0.4, selected=True))
+    log_of(two, {"validation": {"n": 50, "clean": 0.9, "robust": 0.5, "attack": "pgd-10-joint"}, "selected": True})
+    found = table(one, two, columns=("validation",))
+    assert "validation: rows differ in protocol: quickstart pgd-10, b pgd-10-joint" in found["notes"]
+    assert places(found, "validation") == [None, None]
 
 
 def test_the_last_epochs_own_evaluations(made: Make, evaluation: Any) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from advcli.errors import ResourceError, UsageError
-from advcli.evaluation.stored import Evaluation, is_evaluation, open_evaluation, open_run
+from advcli.evaluation.stored import Evaluation, evaluations_in
 from advcli.measures import wilson
 from advcli.report.figures import style
 from advcli.report.figures.data import FigureData, run_names
@@ -17,19 +17,13 @@ from advcli.report.figures.data import FigureData, run_names
 _SIDES = ("before", "after")
 
 
-class _Side(NamedTuple):
-    """What one network was measured with, all on the same images."""
-
-    folder: Path
-    evaluations: list[Evaluation]
-
-
 def gather(folders: Sequence[Path]) -> FigureData:
     """Rows: {model, attack, side, accuracy, low, high, n, verdict}. side: before or after. attack: clean, one of a suite, or a suite.
 
-    folders: pairs, each the network before and then after; a run folder stands for all its evaluations, an evaluation folder for
-    itself. Suites that go on with survivors are one bar, their worst case. UsageError for half a pair; ResourceError where a side
-    has no evaluation, the two are not on the same images, or the second has no gate.
+    folders: pairs, each the network before and then after; a run, or a folder of evaluations, stands for all of them, an evaluation
+    for itself. Suites that go on with survivors are one bar, their worst case. Of several sets of images or radii that both sides
+    share, the one of most evaluations. UsageError for half a pair; ResourceError where a side has no evaluation, nothing is shared,
+    or the second has no gate.
     """
     if len(folders) % 2:
         raise UsageError("a network before and one after make a pair", where=str(folders[-1]), next="BEFORE AFTER [BEFORE AFTER ...]")
@@ -45,29 +39,32 @@ def _network(folder: Path) -> Path:
 
 
 def _pair(name: str, before: Path, after: Path) -> list[dict[str, Any]]:
-    sides = [_side(before), _side(after)]
-    images = set.intersection(*({e.images for e in side.evaluations} for side in sides))
-    if not images:
-        hint = "attack both with the same --data, --split, --n and --seed"
-        raise ResourceError("before and after were not attacked on the same images", where=f"{before} and {after}", next=hint)
-    if not any(e.report["gated"] for e in sides[1].evaluations):
+    sides = [_evaluations(before), _evaluations(after)]
+    shared = set.intersection(*({_condition(e) for e in side} for side in sides))
+    if not shared:
+        hint = "attack both with the same --data, --split, --n, --seed and --eps"
+        raise ResourceError("before and after were not attacked on the same images at one radius", where=f"{before} and {after}", next=hint)
+    if not any(e.report["gated"] for e in sides[1]):
         hint = "the first folder of a pair is the network before, the second the one with the gate"
         raise ResourceError("the network after has no gate", where=str(after), next=hint)
-    chosen = max(images, key=lambda sha: (sum(e.images == sha for side in sides for e in side.evaluations), sha))
-    bars = [_bars([e for e in side.evaluations if e.images == chosen]) for side in sides]
+    chosen = max(shared, key=lambda one: (sum(_condition(e) == one for side in sides for e in side), one))
+    bars = [_bars([e for e in side if _condition(e) == chosen]) for side in sides]
     attacks = list(dict.fromkeys([*bars[0], *bars[1]]))
     pairs = [(attack, side, found) for attack in attacks for side, found in zip(_SIDES, bars, strict=True) if attack in found]
     return [{"model": name, "attack": attack, "side": side} | found[attack] for attack, side, found in pairs]
 
 
-def _side(folder: Path) -> _Side:
-    place = folder.parent if folder.is_file() else folder
-    found = [open_evaluation(place)] if is_evaluation(place) else list(open_run(place).evaluations)
+def _condition(evaluation: Evaluation) -> tuple[int, str, tuple[str, float]]:
+    """What both sides must share; more images come first."""
+    return evaluation.n, evaluation.images, evaluation.threat
+
+
+def _evaluations(place: Path) -> list[Evaluation]:
+    found = evaluations_in(place)
     if not found:
-        raise ResourceError(
-            "there is no finished evaluation of this network", where=str(place), next=f"advcli attack {place} --suite quick"
-        )
-    return _Side(place, found)
+        hint = f"advcli attack {place} --suite quick"
+        raise ResourceError("there is no finished evaluation of this network", where=str(place), next=hint)
+    return found
 
 
 def _bars(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
@@ -121,5 +118,5 @@ def draw(data: FigureData) -> Figure:
         axes.set_title(model)
     figure.legend(loc="outside upper left", ncols=2)
     words = "Attacks through the gate follow a gradient that it hides: only what knows it (adaptive, joint) says what the gate is worth."
-    style.note(figure, [*data.notes, f"{words} Bars: 95 % Wilson intervals."])
+    style.note(figure, [*data.notes, words, "Bars: 95 % Wilson intervals."])
     return figure

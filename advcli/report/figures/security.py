@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from advcli.errors import ResourceError
 from advcli.evaluation.radii import summarise
-from advcli.evaluation.stored import Evaluation, is_evaluation, is_run, open_evaluation, open_run
+from advcli.evaluation.stored import Evaluation, evaluations_in
 from advcli.measures import wilson
 from advcli.report.figures import style
 from advcli.report.figures.data import FigureData, run_names
@@ -28,7 +28,7 @@ def gather(runs: Sequence[Path], suite: str | None = None) -> FigureData:
     notes: list[str] = []
     norms: set[str] = set()
     for name, run in zip(run_names(runs), runs, strict=True):
-        curve = _curve(_evaluations(run.parent if run.is_file() else run), suite)
+        curve = _curve(evaluations_in(run), suite)
         if curve:
             rows += _rows(name, curve)
             norms.add(curve[0].threat[0])
@@ -42,14 +42,6 @@ def gather(runs: Sequence[Path], suite: str | None = None) -> FigureData:
     masked = sorted({row["run"] for row in rows if row["verdict"] == "masked"})
     notes += [f"{', '.join(masked)}: gradients look masked, do not trust the curve"] if masked else []
     return FigureData("security", rows, headline, notes, {"norm": " or ".join(sorted(norms))})
-
-
-def _evaluations(folder: Path) -> list[Evaluation]:
-    """Of a run those of its own weights; else those that the folder holds."""
-    if is_run(folder):
-        return list(open_run(folder).evaluations)
-    places = [path for path in sorted(folder.glob("*")) if path.is_dir() and is_evaluation(path)] if folder.is_dir() else []
-    return [open_evaluation(path) for path in places]
 
 
 def _curve(evaluations: Sequence[Evaluation], suite: str | None) -> list[Evaluation]:

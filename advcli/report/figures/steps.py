@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from advcli.errors import ResourceError
+from advcli.evaluation.methods import own
 from advcli.evaluation.stored import Evaluation, is_evaluation, open_evaluation, open_run
 from advcli.measures import wilson
 from advcli.report.figures import style
@@ -32,7 +33,7 @@ def gather(runs: Sequence[Path], suite: str = "quick") -> FigureData:
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for name, run in zip(run_names(runs), runs, strict=True):
-        evaluation = _evaluation(run.parent if run.is_file() else run, suite)
+        evaluation = _evaluation(run, suite)
         if evaluation is None:
             notes.append(f"{name} has no evaluation of suite {suite}")
         else:
@@ -43,11 +44,12 @@ def gather(runs: Sequence[Path], suite: str = "quick") -> FigureData:
     return FigureData("steps", rows, _headline(rows), notes)
 
 
-def _evaluation(folder: Path, suite: str) -> Evaluation | None:
-    """The run's own evaluation of the suite on the most test images, of several the one with the lowest number."""
+def _evaluation(place: Path, suite: str) -> Evaluation | None:
+    """Itself; else the run's own evaluation of the suite on the most test images, of several the one with the lowest number."""
+    folder = place.parent if place.is_file() else place
     if is_evaluation(folder):
         return open_evaluation(folder)
-    found = [e for e in open_run(folder).evaluations if e.suite == suite and e.report["split"] == "test"]
+    found = [e for e in own(open_run(folder)) if e.suite == suite]
     return min(found, key=lambda e: (-e.n, e.report["robust"], e.folder), default=None)
 
 
@@ -101,7 +103,7 @@ def draw(data: FigureData) -> Figure:
     """A panel a run, a line an attack."""
     names = list(dict.fromkeys(row["run"] for row in data.rows))
     attacks = list(dict.fromkeys(row["attack"] for row in data.rows))
-    figure, grid = style.panels(len(names), height=2.9, wide=_COLUMNS, sharex=True, sharey=True)
+    figure, grid = style.panels(len(names), height=2.6 + 0.15 * len(attacks) / 4, wide=_COLUMNS, sharex=True, sharey=True)
     for axes, name in zip(grid, names, strict=True):
         _panel(axes, [row for row in data.rows if row["run"] == name], attacks)
         axes.set_title(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,28 @@ def test_what_makes_no_pair_is_refused(tmp_path: Path) -> None:
         deploy.gather([plain])
     with pytest.raises(ResourceError, match="has no gate"):
         deploy.gather([gated, plain])
-    with pytest.raises(ResourceError, match="not attacked on the same images"):
+    with pytest.raises(ResourceError, match="not attacked on the same images at one radius"):
         deploy.gather([plain, after(tmp_path, "others", images="others")])
     write_run(tmp_path / "bare")
     with pytest.raises(ResourceError, match="no finished evaluation") as raised:
         deploy.gather([tmp_path / "bare", gated])
     assert "advcli attack" in raised.value.next
+
+
+def test_another_radius_is_another_experiment(tmp_path: Path) -> None:
+    plain = before(tmp_path)
+    attacks = {"pgd-20": first(1, N)}
+    weights = str(json.loads((plain / "evals/quick-1/identity.json").read_text())["tensors_sha256"])
+    write_evaluation(plain / "evals" / "quick-2", clean=first(90, N), attacks=attacks, eps="0.3", weights=weights)
+    assert bars(deploy.gather([plain, after(tmp_path)]))["pgd-20", "before"] == 0.5
+    with pytest.raises(ResourceError, match="at one radius"):
+        deploy.gather([plain / "evals" / "quick-2", after(tmp_path, "b")])
+
+
+def test_a_folder_of_evaluations_stands_for_all_of_them(tmp_path: Path) -> None:
+    assert bars(deploy.gather([before(tmp_path), after(tmp_path) / "evals"])) == bars(
+        deploy.gather([tmp_path / "plain", tmp_path / "after"])
+    )
 
 
 def test_only_the_images_that_both_sides_have_are_taken(tmp_path: Path) -> None:

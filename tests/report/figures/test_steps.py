@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ def test_an_evaluation_folder_stands_for_itself_and_a_run_without_the_suite_is_n
     data = steps.gather([run / "evals" / "quick-1", tmp_path / "b"])
     assert {row["run"] for row in data.rows} == {"quick-1"}
     assert data.notes == ["b has no evaluation of suite quick"]
+
+
+def test_a_runs_own_radius_is_taken(tmp_path: Path) -> None:
+    run = attacked(tmp_path / "a", {"pgd-20": [3]})
+    weights = str(json.loads((run / "evals/quick-1/identity.json").read_text())["tensors_sha256"])
+    write_evaluation(run / "evals" / "quick-2", clean=first(18, N), attacks={"pgd-20": first(0, N)}, eps="0.3", weights=weights)
+    assert series(steps.gather([run]), "pgd-20")[-1] == (20, 17 / N)
 
 
 def test_what_is_drawn_is_the_data(tmp_path: Path) -> None:
