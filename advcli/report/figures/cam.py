@@ -142,7 +142,7 @@ def draw(data: FigureData) -> Figure:
     names, pictures = list(data.more["mean_coverage"]), data.more["pictures"]
     by_run = [[row for row in data.rows if row["run"] == name] for name in names]
     columns = 1 + 2 * len(names) + (len(names) == 2)
-    cell = max(0.9, min(1.15, style.WIDTH / columns))
+    cell = max(0.9, min(1.15, style.WIDTH / columns), 0.085 * max(map(len, names)))  # inches; a run's name stands over a column
     figure = style.new_figure(width=max(4.0, cell * columns), height=(cell + 0.25) * len(pictures) + 0.8)
     grid = figure.subplots(len(pictures), columns, squeeze=False)
     for axes in grid.flat:
@@ -160,7 +160,7 @@ def draw(data: FigureData) -> Figure:
     for axes, title in zip(grid[0], titles, strict=False):
         axes.set_title(title, fontsize=7)
     about = "Maps of the true class, each on its own scale; line: span, over half of the maximum. Below: coverage, prediction."
-    style.note(figure, [*data.notes, about])
+    style.note(figure, [*(data.notes if len(names) <= 2 else data.notes[: len(names)]), about])  # many pairs are for the terminal
     return figure
 
 

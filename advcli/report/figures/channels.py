@@ -59,7 +59,7 @@ def draw(data: FigureData) -> Figure:
         axes.set_xlabel("channel, by clean magnitude")
         axes.set_xlim(1, max(2, len(rank)))
         axes.set_ylim(bottom=0)
-    panels[0].set_ylabel("mean |activation|")
+    figure.supylabel("mean |activation|", fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, markerscale=2)
     style.note(figure, data.notes)
     return figure

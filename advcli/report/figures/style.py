@@ -82,12 +82,12 @@ def marker(number: int) -> str:
     return MARKERS[(number + number // len(MARKERS)) % len(MARKERS)]
 
 
-def panels(count: int, *, height: float, wide: int = 3, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, at most `wide` in a row; height of a row in inches. options: of Figure.subplots."""
-    columns = min(count, wide)
-    rows = -(-count // columns)
+def panels(count: int, *, height: float, wide: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, at most `wide` in a row and rows as even as can be; height of a row in inches."""
+    rows = -(-count // wide)
+    columns = -(-count // rows)
     figure = new_figure(height=rows * height)
-    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for spare in axes[count:]:
         spare.remove()
     return figure, axes[:count]
