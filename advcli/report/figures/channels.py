@@ -31,7 +31,8 @@ def gather(runs: Sequence[Path], request: Request) -> FigureData:
     """
     from advcli.evaluation.specimens import collect
 
-    names, found = run_names(runs), collect(runs, request)
+    names = run_names(runs)
+    found = collect(runs, request)
     rows, shift = [], {}
     for name, specimens in zip(names, found, strict=True):
         clean, adversarial = (magnitudes(specimens.see(x).features) for x in (specimens.images, specimens.adversarial))

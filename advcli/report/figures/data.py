@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from advcli.errors import UsageError
+
 
 @dataclass(frozen=True)
 class FigureData:
@@ -41,14 +43,25 @@ class FigureData:
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """A short name for each run: its folder's, with as many folders above it as it takes to tell them apart."""
-    folders = [(run.parent if run.is_file() else run).resolve() for run in runs]
-    names = [folder.name for folder in folders]
-    deep = 1
-    while len(set(names)) < len(set(folders)):
+    """A short name for each run: its folder's, with as many folders above it as it takes to tell them apart.
+
+    run: a folder, which means its model.safetensors, or a model file. UsageError where one is named twice.
+    """
+    places = [(run.parent if run.name == "model.safetensors" else run.with_suffix("") if run.is_file() else run).resolve() for run in runs]
+    if len(set(places)) < len(places):
+        twice = next(run for number, run in enumerate(runs) if places[number] in places[:number])
+        raise UsageError("a run is named twice", where=str(twice), next="name each once")
+    names, deep = [place.name for place in places], 1
+    while len(set(names)) < len(names):
         deep += 1
-        names = ["/".join(folder.parts[-deep:]) for folder in folders]
+        names = ["/".join(place.parts[-deep:]) for place in places]
     return names
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many of count positions, spread evenly from the first to the last."""
+    chosen: list[int] = np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
+    return chosen
 
 
 def _plain(value: Any) -> Any:

@@ -59,7 +59,8 @@ def gather(runs: Sequence[Path], request: Request, *, method: Method = "tsne", n
     """
     from advcli.evaluation.specimens import collect
 
-    names, found = run_names(runs), collect(runs, request)
+    names = run_names(runs)
+    found = collect(runs, request)
     rows: list[dict[str, Any]] = []
     scores: dict[str, dict[str, float | None]] = {}
     for name, specimens in zip(names, found, strict=True):

@@ -108,7 +108,7 @@ def show_image(axes: Axes, image: NDArray[Any]) -> None:
 
 def note(figure: Figure, lines: Sequence[str]) -> None:
     """Small print under everything."""
-    width = round(figure.get_figwidth() * 21)  # characters of 7 points
+    width = round(figure.get_figwidth() * 17)  # characters of 7 points
     text = "\n".join(textwrap.fill(line, width) for line in lines)
     figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left", multialignment="left")
 
