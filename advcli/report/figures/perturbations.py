@@ -87,6 +87,8 @@ def draw(data: FigureData) -> Figure:
     for number, (name, threat) in enumerate(threats.items()):
         grid[1 + 2 * number, 0].set_ylabel(f"{name}\nperturbation" if len(by_run) > 1 else "perturbation", fontsize=7)
         grid[2 + 2 * number, 0].set_ylabel(f"adversarial,\n{threat}", fontsize=7)
-    about = "Perturbations are stretched to the full range, grey is none. Below: prediction before and after, orange where it is wrong after."
+    about = (
+        "Perturbations are stretched to the full range, grey is none. Below: prediction before and after, orange where it is wrong after."
+    )
     style.note(figure, [*data.notes, about])
     return figure

@@ -82,12 +82,12 @@ def marker(number: int) -> str:
     return MARKERS[(number + number // len(MARKERS)) % len(MARKERS)]
 
 
-def panels(count: int, *, height: float, wide: int = 3) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, at most `wide` in a row and rows as even as can be; height of a row in inches."""
+def panels(count: int, *, height: float, wide: int = 3, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, at most `wide` in a row, rows as even as can be; height of a row in inches. options: of Figure.subplots."""
     rows = -(-count // wide)
     columns = -(-count // rows)
     figure = new_figure(height=rows * height)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for spare in axes[count:]:
         spare.remove()
     return figure, axes[:count]
@@ -108,7 +108,7 @@ def show_image(axes: Axes, image: NDArray[Any]) -> None:
 
 def note(figure: Figure, lines: Sequence[str]) -> None:
     """Small print under everything."""
-    width = round(figure.get_figwidth() * 17)  # characters of 7 points
+    width = round(figure.get_figwidth() * 19)  # characters of 7 points, wide ones among them
     text = "\n".join(textwrap.fill(line, width) for line in lines)
     figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left", multialignment="left")
 
