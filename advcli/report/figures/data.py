@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from advcli.errors import UsageError
-
 
 @dataclass(frozen=True)
 class FigureData:
@@ -45,14 +43,11 @@ class FigureData:
 def run_names(runs: Sequence[Path]) -> list[str]:
     """A short name for each run: its folder's, with as many folders above it as it takes to tell them apart.
 
-    run: a folder, which means its model.safetensors, or a model file. UsageError where one is named twice.
+    run: a folder, which means its model.safetensors, or a model file.
     """
     places = [(run.parent if run.name == "model.safetensors" else run.with_suffix("") if run.is_file() else run).resolve() for run in runs]
-    if len(set(places)) < len(places):
-        twice = next(run for number, run in enumerate(runs) if places[number] in places[:number])
-        raise UsageError("a run is named twice", where=str(twice), next="name each once")
     names, deep = [place.name for place in places], 1
-    while len(set(names)) < len(names):
+    while len(set(names)) < len(set(places)):
         deep += 1
         names = ["/".join(place.parts[-deep:]) for place in places]
     return names

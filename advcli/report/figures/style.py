@@ -83,7 +83,10 @@ def marker(number: int) -> str:
 
 
 def panels(count: int, *, height: float, wide: int = 3, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, at most `wide` in a row, rows as even as can be; height of a row in inches. options: of Figure.subplots."""
+    """A figure of so many panels, at most `wide` in a row, in rows as even as can be.
+
+    height: of a row, in inches. options: of Figure.subplots.
+    """
     rows = -(-count // wide)
     columns = -(-count // rows)
     figure = new_figure(height=rows * height)

@@ -8,9 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from advcli.errors import UsageError
 from advcli.report.figures.data import FigureData, evenly, run_names
 
 DATA = FigureData(
@@ -44,12 +42,6 @@ def test_names_tell_runs_apart(tmp_path: Path) -> None:
     (tmp_path / "x/b/last.safetensors").touch()
     assert run_names([tmp_path / "x/b", tmp_path / "x/b/last.safetensors"]) == ["b", "last"]
     assert run_names([tmp_path / "absent"]) == ["absent"]
-
-
-def test_a_run_named_twice_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UsageError, match="named twice"):
-        run_names([tmp_path, tmp_path / "model.safetensors"])
 
 
 def test_evenly() -> None:
