@@ -91,16 +91,10 @@ def _of_images(kind: str, n: int, about: str) -> None:
         csv: Csv = False,
         device: Device = "auto",
     ) -> None:
-        def gather() -> FigureData:
-            from advcli.evaluation.specimens import Request
+        from advcli.evaluation.specimens import Request
 
-            found: FigureData = module().gather(runs, Request(n, seed, attack, data, data_root, device))
-            return found
-
-        def module() -> Any:
-            return import_module(f"advcli.report.figures.{kind}")
-
-        present(gather, lambda found: module().draw(found), runs, out, json=json, csv=csv)
+        module, request = import_module(f"advcli.report.figures.{kind}"), Request(n, seed, attack, data, data_root, device)
+        present(lambda: module.gather(runs, request), module.draw, runs, out, json=json, csv=csv)
 
     app.command(kind, help=about)(command)
 

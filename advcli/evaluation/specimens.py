@@ -110,14 +110,18 @@ class Specimens:
 
 
 def collect(runs: Sequence[Path], request: Request) -> list[Specimens]:
-    """The same images for every run; DataError where the runs are not for the same data set.
+    """The same images for every run; UsageError where one is named twice, DataError where they are not for one data set.
 
     run: a run folder or a model file.
     """
+    files = [model_file(run) for run in runs]
+    for number, path in enumerate(files):
+        if path.resolve() in [other.resolve() for other in files[:number]]:
+            raise UsageError("a run is named twice", where=str(runs[number]), next="name each once")
     device = pick_device(request.device)
     set_precision("fp32", device)
     opened: dict[str, Split] = {}
-    found = [_specimens(load_network(model_file(run)), request, opened, device) for run in runs]
+    found = [_specimens(load_network(path), request, opened, device) for path in files]
     for other in found[1:]:
         if other.images.shape != found[0].images.shape or not np.array_equal(other.images, found[0].images):
             where = f"{found[0].loaded.path} and {other.loaded.path}"

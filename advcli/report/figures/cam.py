@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from advcli.report.figures import style
-from advcli.report.figures.data import FigureData, run_names
+from advcli.report.figures.data import FigureData, evenly, run_names
 from advcli.report.figures.spans import activation_maps, coverage, erase, span, upsample
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def gather(runs: Sequence[Path], request: Request) -> FigureData:
     """
     from advcli.evaluation.specimens import collect
 
-    names, found = run_names(runs), collect(runs, request)
+    names = run_names(runs)
+    found = collect(runs, request)
     maps = [_maps(specimens) for specimens in found]
     rows = [row for name, s, m in zip(names, found, maps, strict=True) for row in _rows(name, s, m)]
     covered = [{"clean": float(coverage(m.clean).mean()), "adversarial": float(coverage(m.adversarial).mean())} for m in maps]
@@ -120,11 +121,10 @@ def _words(pair: dict[str, Any]) -> list[str]:
 
 def _pictures(names: Sequence[str], found: Sequence[Specimens], maps: Sequence[Maps]) -> list[dict[str, Any]]:
     first = found[0]
-    chosen = np.unique(np.linspace(0, len(first.index) - 1, SHOWN).round().astype(int))
     gone = _difference(first, maps[0], maps[1]) if len(names) == 2 else None
     return [
         {
-            "row": int(i),
+            "row": i,
             "image": first.images[i],
             "erased": None if gone is None else erase(first.images[i : i + 1], gone[i : i + 1])[0],
             "runs": {
@@ -132,7 +132,7 @@ def _pictures(names: Sequence[str], found: Sequence[Specimens], maps: Sequence[M
                 for name, s, m in zip(names, found, maps, strict=True)
             },
         }
-        for i in chosen
+        for i in evenly(len(first.index), SHOWN)
     ]
 
 
@@ -142,7 +142,7 @@ def draw(data: FigureData) -> Figure:
     names, pictures = list(data.more["mean_coverage"]), data.more["pictures"]
     by_run = [[row for row in data.rows if row["run"] == name] for name in names]
     columns = 1 + 2 * len(names) + (len(names) == 2)
-    cell = max(0.9, min(1.15, style.WIDTH / columns))
+    cell = max(0.9, min(1.15, style.WIDTH / columns), 0.085 * max(map(len, names)))  # inches; a run's name stands over a column
     figure = style.new_figure(width=max(4.0, cell * columns), height=(cell + 0.25) * len(pictures) + 0.8)
     grid = figure.subplots(len(pictures), columns, squeeze=False)
     for axes in grid.flat:
@@ -160,7 +160,7 @@ def draw(data: FigureData) -> Figure:
     for axes, title in zip(grid[0], titles, strict=False):
         axes.set_title(title, fontsize=7)
     about = "Maps of the true class, each on its own scale; line: span, over half of the maximum. Below: coverage, prediction."
-    style.note(figure, [*data.notes, about])
+    style.note(figure, [*(data.notes if len(names) <= 2 else data.notes[: len(names)]), about])  # many pairs are for the terminal
     return figure
 
 

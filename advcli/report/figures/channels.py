@@ -31,7 +31,8 @@ def gather(runs: Sequence[Path], request: Request) -> FigureData:
     """
     from advcli.evaluation.specimens import collect
 
-    names, found = run_names(runs), collect(runs, request)
+    names = run_names(runs)
+    found = collect(runs, request)
     rows, shift = [], {}
     for name, specimens in zip(names, found, strict=True):
         clean, adversarial = (magnitudes(specimens.see(x).features) for x in (specimens.images, specimens.adversarial))
@@ -59,7 +60,7 @@ def draw(data: FigureData) -> Figure:
         axes.set_xlabel("channel, by clean magnitude")
         axes.set_xlim(1, max(2, len(rank)))
         axes.set_ylim(bottom=0)
-    panels[0].set_ylabel("mean |activation|")
+    figure.supylabel("mean |activation|", fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, markerscale=2)
     style.note(figure, data.notes)
     return figure

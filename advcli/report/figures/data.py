@@ -41,14 +41,22 @@ class FigureData:
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """A short name for each run: its folder's, with as many folders above it as it takes to tell them apart."""
-    folders = [(run.parent if run.is_file() else run).resolve() for run in runs]
-    names = [folder.name for folder in folders]
-    deep = 1
-    while len(set(names)) < len(set(folders)):
+    """A short name for each run: its folder's, with as many folders above it as it takes to tell them apart.
+
+    run: a folder, which means its model.safetensors, or a model file.
+    """
+    places = [(run.parent if run.name == "model.safetensors" else run.with_suffix("") if run.is_file() else run).resolve() for run in runs]
+    names, deep = [place.name for place in places], 1
+    while len(set(names)) < len(set(places)):
         deep += 1
-        names = ["/".join(folder.parts[-deep:]) for folder in folders]
+        names = ["/".join(place.parts[-deep:]) for place in places]
     return names
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many of count positions, spread evenly from the first to the last."""
+    chosen: list[int] = np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
+    return chosen
 
 
 def _plain(value: Any) -> Any:

@@ -43,7 +43,8 @@ def gather(runs: Sequence[Path], request: Request) -> FigureData:
     """
     from advcli.evaluation.specimens import collect
 
-    names, found = run_names(runs), collect(runs, request)
+    names = run_names(runs)
+    found = collect(runs, request)
     rows = [row for name, specimens in zip(names, found, strict=True) for row in _rows(name, specimens, request.seed)]
     means = {name: {key: _mean(rows, name, key) for key in _MEASURED} for name in names}
     words = [f"{name} {_number(mean['cosine_adversarial'])}" for name, mean in means.items()]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating]
 Method = Literal["tsne", "umap"]
 _INPUTS = {"clean": (style.CLEAN, "o"), "noisy": (style.OTHER, "s"), "adversarial": (style.ADVERSARIAL, "^")}
+_NAMED = 20  # classes that a legend has room for
 _FEWEST = 5  # points, below which neighbours mean nothing
 
 
@@ -58,7 +59,8 @@ def gather(runs: Sequence[Path], request: Request, *, method: Method = "tsne", n
     """
     from advcli.evaluation.specimens import collect
 
-    names, found = run_names(runs), collect(runs, request)
+    names = run_names(runs)
+    found = collect(runs, request)
     rows: list[dict[str, Any]] = []
     scores: dict[str, dict[str, float | None]] = {}
     for name, specimens in zip(names, found, strict=True):
@@ -99,24 +101,29 @@ def _rows(name: str, specimens: Specimens, kind: str, prediction: NDArray[np.int
 @style.styled
 def draw(data: FigureData) -> Figure:
     """Of several classes a row a run, a panel an input, a colour a class; of one class a panel a run, a colour an input."""
-    names = list(data.more["silhouette"])
+    names, classes = list(data.more["silhouette"]), data.more["classes"]
     kinds = list(data.more["silhouette"][names[0]])
-    if len(data.more["classes"]) == 1:
-        figure, panels = style.panels(len(names), height=2.6)
+    if len(classes) == 1:
+        figure, panels = style.panels(len(names), height=2.8)
         for axes, name in zip(panels, names, strict=True):
             for kind in kinds:
-                colour, marker = _INPUTS[kind]
-                _scatter(axes, [r for r in data.rows if (r["run"], r["input"]) == (name, kind)], colour, marker, kind)
-            axes.set_title(f"{name}, {data.more['classes'][0]}")
-        panels[0].legend()
+                _scatter(axes, [r for r in data.rows if (r["run"], r["input"]) == (name, kind)], *_INPUTS[kind], kind)
+            axes.set_title(f"{name}, class {classes[0]}")
     else:
-        figure, panels = style.panels(len(names) * len(kinds), height=6.6 / len(kinds), wide=len(kinds))
+        figure, panels = style.panels(len(names) * len(kinds), height=0.6 + 6.0 / len(kinds), wide=len(kinds))
         for number, axes in enumerate(panels):
             name, kind = names[number // len(kinds)], kinds[number % len(kinds)]
-            _by_class(axes, [r for r in data.rows if r["run"] == name], kind, data.more["classes"])
-            axes.set_title(f"{name}, {kind}: silhouette {_score(data.more['silhouette'][name][kind])}")
+            _by_class(axes, [r for r in data.rows if r["run"] == name], kind, classes)
+            axes.set_title(f"{name}, {kind}\nsilhouette {_score(data.more['silhouette'][name][kind])}")
     for axes in panels:
         style.bare(axes)
+    if len(classes) <= _NAMED:
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=5 if max(map(len, classes)) > 4 else 10,
+            markerscale=1.5,
+        )
     method = {"tsne": "t-SNE", "umap": "UMAP"}[data.more["method"]]
     style.note(figure, [*data.notes, f"{method} of all inputs of a run together; the axes have no unit."])
     return figure
@@ -124,18 +131,12 @@ def draw(data: FigureData) -> Figure:
 
 def _scatter(axes: Axes, rows: Sequence[dict[str, Any]], colour: str, marker: str, label: str) -> None:
     places = [row["x"] for row in rows], [row["y"] for row in rows]
-    axes.scatter(*places, s=9, color=colour, marker=marker, alpha=0.8, linewidths=0, label=label)
+    axes.scatter(*places, s=13, color=colour, marker=marker, alpha=0.8, linewidths=0, label=label)
 
 
 def _by_class(axes: Axes, rows: Sequence[dict[str, Any]], kind: str, classes: Sequence[str]) -> None:
-    """One input's points, over the same axes for every input; a class's name at the median of its clean points."""
+    """One input's points, over the same axes for every input."""
     axes.scatter([r["x"] for r in rows], [r["y"] for r in rows], s=0)  # sets the limits
     for number, label in enumerate(classes):
-        own = [r for r in rows if r["label"] == label]
-        colour = style.CLASSES[number % len(style.CLASSES)]
-        _scatter(axes, [r for r in own if r["input"] == kind], colour, style.MARKERS[number // len(style.CLASSES) % 7], label)
-        clean = [(r["x"], r["y"]) for r in own if r["input"] == "clean"]
-        if clean:
-            x, y = np.median(np.array(clean), axis=0)
-            box = {"fc": "white", "ec": colour, "lw": 0.8, "pad": 1.2, "alpha": 0.85}
-            axes.text(x, y, label, fontsize=7, ha="center", va="center", bbox=box)
+        own = [r for r in rows if (r["label"], r["input"]) == (label, kind)]
+        _scatter(axes, own, style.CLASSES[number % len(style.CLASSES)], style.marker(number), label)

@@ -83,9 +83,12 @@ def marker(number: int) -> str:
 
 
 def panels(count: int, *, height: float, wide: int = 3, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, at most `wide` in a row; height of a row in inches. options: of Figure.subplots."""
-    columns = min(count, wide)
-    rows = -(-count // columns)
+    """A figure of so many panels, at most `wide` in a row, in rows as even as can be.
+
+    height: of a row, in inches. options: of Figure.subplots.
+    """
+    rows = -(-count // wide)
+    columns = -(-count // rows)
     figure = new_figure(height=rows * height)
     axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for spare in axes[count:]:

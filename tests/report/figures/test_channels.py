@@ -29,10 +29,11 @@ def test_channels_fall_by_clean_magnitude_and_carry_both(two_runs: list[Path]) -
 
 def test_the_figure_shows_the_rows(two_runs: list[Path]) -> None:
     data = gather(two_runs, Request(10))
-    panels = draw(data).axes
+    figure = draw(data)
+    panels = figure.axes
     assert [axes.get_title() for axes in panels] == ["run", "other"]
     for axes in panels:
         lines = {str(line.get_label()): line.get_ydata() for line in axes.lines}
         for kind in ("clean", "adversarial"):
             np.testing.assert_array_equal(lines[kind], [row[kind] for row in data.rows if row["run"] == axes.get_title()])
-    assert panels[0].get_ylabel() == "mean |activation|"
+    assert figure.get_supylabel() == "mean |activation|"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advcli.report.figures.data import FigureData, run_names
+from advcli.report.figures.data import FigureData, evenly, run_names
 
 DATA = FigureData(
     "channels",
@@ -39,3 +39,10 @@ def test_names_tell_runs_apart(tmp_path: Path) -> None:
     (tmp_path / "x/b/model.safetensors").touch()
     assert run_names([tmp_path / "x/a", tmp_path / "x/b/model.safetensors"]) == ["a", "b"]
     assert run_names([tmp_path / "x/a", tmp_path / "y/a"]) == ["x/a", "y/a"]
+    (tmp_path / "x/b/last.safetensors").touch()
+    assert run_names([tmp_path / "x/b", tmp_path / "x/b/last.safetensors"]) == ["b", "last"]
+    assert run_names([tmp_path / "absent"]) == ["absent"]
+
+
+def test_evenly() -> None:
+    assert [evenly(10, 3), evenly(2, 6), evenly(1, 6)] == [[0, 4, 9], [0, 1], [0]]

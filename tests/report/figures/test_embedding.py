@@ -69,12 +69,16 @@ def test_every_image_is_there_once_an_input(two_runs: list[Path]) -> None:
         assert [row["index"] for row in rows] == specimens.index.tolist()
         assert [row["prediction"] for row in rows] == [specimens.classes[k] for k in seen.logits.argmax(1)]
         assert data.more["silhouette"]["other"][kind] == pytest.approx(silhouette(seen.pooled, specimens.labels))
-    assert len(draw(data).axes) == 6
+    panels = draw(data).axes
+    assert [panel.get_title().partition("\n")[0] for panel in panels[3:]] == ["other, clean", "other, noisy", "other, adversarial"]
+    shown = {str(points.get_label()): len(points.get_offsets()) for points in panels[5].collections}
+    assert [shown[label] for label in data.more["classes"]] == np.bincount(specimens.labels, minlength=10).tolist()
 
 
 def test_one_class_shows_inputs_in_one_panel(two_runs: list[Path]) -> None:
     data = gather(two_runs[:1], Request(8, only="4"), noisy=True)
-    (axes,) = draw(data).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["clean", "noisy", "adversarial"]
+    figure = draw(data)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["clean", "noisy", "adversarial"]
     assert sum(len(points.get_offsets()) for points in axes.collections) == 24
     assert data.headline.endswith("run undefined")

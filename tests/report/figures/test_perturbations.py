@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from advcli.evaluation.specimens import Request, collect
-from advcli.report.figures.perturbations import draw, gather
+from advcli.report.figures.perturbations import SHOWN, draw, gather
 
 
 def test_pictures_add_up_and_predictions_are_the_networks(two_runs: list[Path]) -> None:
     data = gather(two_runs, Request(6))
-    assert len(data.rows) == len(data.more["pictures"]) == 12
-    for specimens, start in zip(collect(two_runs, Request(6)), (0, 6), strict=True):
+    for name, specimens in zip(("run", "other"), collect(two_runs, Request(6)), strict=True):
         clean, adversarial = (specimens.see(x).logits.argmax(1) for x in (specimens.images, specimens.adversarial))
-        for i in range(6):
-            row, picture = data.rows[start + i], data.more["pictures"][start + i]
-            np.testing.assert_allclose(picture["image"] + picture["perturbation"], picture["adversarial"], atol=1e-6)
-            assert row["distance"] == np.abs(picture["perturbation"]).max() <= 0.15 + 1e-6
+        rows = [row for row in data.rows if row["run"] == name]
+        for i, (row, picture) in enumerate(zip(rows, data.more["pictures"], strict=True)):
+            of = picture["runs"][name]
+            np.testing.assert_allclose(picture["image"] + of["perturbation"], of["adversarial"], atol=1e-6)
+            assert row["distance"] == np.abs(of["perturbation"]).max() <= 0.15 + 1e-6
             names = [specimens.classes[k[i]] for k in (specimens.labels, clean, adversarial)]
             assert [row["label"], row["clean_prediction"], row["adversarial_prediction"]] == names
     right = [row for row in data.rows if row["clean_prediction"] == row["label"]]
@@ -34,5 +34,12 @@ def test_the_figure_tells_before_and_after(two_runs: list[Path]) -> None:
     arrow = "\N{RIGHTWARDS ARROW}"
     assert words == [f"{row['clean_prediction']}\n{arrow} {row['adversarial_prediction']}" for row in data.rows]
     shown = axes[3].images[0].get_array()
-    delta = data.more["pictures"][0]["perturbation"][0]
+    delta = data.more["pictures"][0]["runs"]["run"]["perturbation"][0]
     np.testing.assert_allclose(shown, 0.5 + delta / (2 * np.abs(delta).max()), atol=1e-6)  # grey is no change
+
+
+def test_of_many_images_some_are_shown_and_all_are_rows(two_runs: list[Path]) -> None:
+    data = gather(two_runs[:1], Request(30))
+    assert len(data.rows) == 30
+    assert [picture["row"] for picture in data.more["pictures"]] == [0, 4, 8, 12, 17, 21, 25, 29]
+    assert len(draw(data).axes) == 3 * SHOWN
