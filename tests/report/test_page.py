@@ -2,80 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 import shlex
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from seen import change_ledger, draw
 from typer.testing import CliRunner
-from written import first, write_evaluation, write_run
+from written import first, write_evaluation
 
 from advcli.cli.app import app
-from advcli.errors import CheckpointError, UsageError
+from advcli.errors import UsageError
 from advcli.evaluation.stored import open_evaluation, open_run
 from advcli.report import page, pictures, subject
 from advcli.report.plots import plots
 from advcli.runs.ledger import Ledger
 
 HOSTILE = "\"><script>alert('x')</script><img src=//evil.example/x onerror=alert(1)>"
-
-
-class Seen(HTMLParser):
-    """Tags with their attributes, text, and the order in which they came."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def values(self, attribute: str) -> list[str]:
-        return [value for _, attributes in self.tags if (value := attributes.get(attribute)) is not None]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run with two evaluations and a log."""
-    folder = tmp_path / "runs" / "net"
-    weights = write_run(folder)
-    write_evaluation(folder / "evals" / "quick-1", clean=first(18), attacks={"fgsm": first(15), "pgd-20": first(12)}, weights=weights)
-    aa = {"apgd-ce": first(12), "square": first(11)}
-    write_evaluation(folder / "evals" / "aa-1", clean=first(18), attacks=aa, suite="aa", on="survivors", weights=weights)
-    return folder
-
-
-def draw(path: Path) -> Seen:
-    return Seen(page.render(subject.of(path)))
-
-
-def change_ledger(folder: Path, **changes: Any) -> None:
-    """Write an evaluation's ledger again with other header fields; arrays by their name."""
-    ledger = Ledger(folder / "ledger")
-    arrays, header = ledger.read()
-    arrays |= {name: value for name, value in changes.items() if name in arrays}
-    ledger.finish(arrays, {**header, **{name: value for name, value in changes.items() if name not in arrays}})
 
 
 # Harmless.
@@ -193,25 +140,6 @@ def test_digests_are_all_there(run: Path) -> None:
         assert f"<code>{digest}</code>" in text
 
 
-@pytest.mark.parametrize("suite", ["adaptive", "full"])
-def test_a_suite_that_knows_gates_leads(run: Path, suite: str) -> None:
-    weights = open_evaluation(run / "evals" / "aa-1").header["identity"]["tensors_sha256"]
-    write_evaluation(run / "evals" / "z", clean=first(9, 10), attacks={"apgd-ce": first(9, 10)}, suite=suite, weights=weights)
-    found = subject.of(run)
-    assert found.evaluation is not None
-    assert found.evaluation.suite == suite
-    assert [e.suite for e in found.others] == ["aa", "quick"]
-
-
-def test_other_threats_and_training_images_do_not_lead(run: Path) -> None:
-    weights = open_evaluation(run / "evals" / "aa-1").header["identity"]["tensors_sha256"]
-    for name, other in (("a", {"eps": "0.3"}), ("b", {"split": "train"}), ("c", {"data": "svhn"})):
-        write_evaluation(run / "evals" / name, clean=first(40, 40), attacks={"x": first(40, 40)}, suite="full", weights=weights, **other)
-    found = subject.of(run).evaluation
-    assert found is not None
-    assert found.suite == "aa"
-
-
 def flagged(monkeypatch: pytest.MonkeyPatch, run: Path, flags: list[dict[str, Any]], **more: Any) -> str:
     report = {**open_evaluation(run / "evals" / "aa-1").report, "flags": flags, **more}
     monkeypatch.setattr("advcli.evaluation.stored.summarise", lambda *_: report)
@@ -238,58 +166,6 @@ def test_flags_of_an_older_report_are_raised_ones(run: Path, monkeypatch: pytest
     assert "checks passed" not in text
 
 
-# What is not there.
-
-
-def test_a_run_that_was_not_attacked_says_so_and_names_the_command(tmp_path: Path) -> None:
-    write_run(tmp_path / "net")
-    text = draw(tmp_path / "net").text
-    assert "not known" in text
-    assert f"advcli attack {tmp_path / 'net'} --suite aa" in text
-
-
-def test_an_unfinished_evaluation_is_named(run: Path) -> None:
-    (run / "evals" / "fast-1" / "ledger").mkdir(parents=True)
-    assert "fast-1: the fast-1 evaluation is not finished" in draw(run).text
-
-
-def test_an_evaluation_alone_has_a_page(run: Path, tmp_path: Path) -> None:
-    alone = write_evaluation(tmp_path / "alone", clean=first(18), attacks={"fgsm": first(15)})
-    text = draw(alone).text
-    assert "75.0 %" in text
-    assert "Recipe" not in text
-
-
-def test_a_run_of_other_weights_is_left_out(run: Path) -> None:
-    other = write_evaluation(run / "evals" / "old", clean=first(18), attacks={"fgsm": first(15)}, weights="others")
-    text = draw(other).text
-    assert "the run folder holds other weights" in text
-    assert "Recipe" not in text
-
-
-def test_damage_beside_an_evaluation_takes_nothing_from_it(run: Path) -> None:
-    (run / "evals" / "quick-1" / "ledger" / "ledger.safetensors").write_bytes(b"damaged")
-    text = draw(run / "evals" / "aa-1").text
-    assert "55.0 %" in text
-    assert "the run folder could not be read" in text
-    with pytest.raises(CheckpointError):
-        subject.of(run)
-
-
-@pytest.mark.parametrize("make", [lambda path: None, Path.mkdir], ids=["nothing", "an empty folder"])
-def test_where_there_is_nothing_the_command_says_so(make: Any, tmp_path: Path) -> None:
-    make(tmp_path / "x")
-    assert CliRunner().invoke(app, ["report", str(tmp_path / "x")]).exit_code == 3
-
-
-def test_a_broken_ledger_is_exit_3(run: Path) -> None:
-    file = run / "evals" / "aa-1" / "ledger" / "ledger.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    assert CliRunner().invoke(app, ["report", str(run / "evals" / "aa-1")]).exit_code == 3
-
-
 # Files.
 
 
@@ -307,50 +183,6 @@ def test_the_command_ends_with_the_number(run: Path) -> None:
     assert done.stdout.splitlines()[-1] == "robust 55.0 % [34.2, 74.2] worst case"
     facts = json.loads(CliRunner().invoke(app, ["report", str(run), "--json"], catch_exceptions=False).stdout)
     assert (facts["report"]["robust"], facts["file"]) == (0.55, str(run / "report.html"))
-
-
-# Pictures.
-
-
-def pixels(uri: str) -> Any:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))))
-
-
-def test_examples_are_the_ledger_s_images(run: Path) -> None:
-    folder = run / "evals" / "quick-1"
-    kept = len(Ledger(folder / "ledger").read()[0]["adversarial_index"])
-    clean = np.arange(kept * 64, dtype=np.uint8).reshape(kept, 1, 8, 8)
-    adversarial = np.clip(clean.astype(np.float32) / 255 + 0.15 * np.where(np.arange(8) % 2, 1, -1), 0, 1).astype(np.float32)
-    change_ledger(folder, clean=clean, adversarial=adversarial)
-    found = pictures.examples(open_evaluation(folder), 4)
-    assert len(found) == 4
-    for number, example in enumerate(found):
-        assert example.clean is not None
-        assert example.perturbation is not None
-        assert (pixels(example.clean) == clean[number, 0]).all()
-        assert (pixels(example.adversarial) == np.round(adversarial[number, 0] * 255)).all()
-        inside = (clean[number, 0] > 40) & (clean[number, 0] < 215)
-        assert (pixels(example.perturbation)[inside] == np.where(np.arange(8) % 2, 255, 0)[None].repeat(8, 0)[inside]).all()
-
-
-def test_a_ledger_without_clean_images_shows_the_others_and_says_so(run: Path) -> None:
-    folder = run / "evals" / "aa-1"
-    ledger = Ledger(folder / "ledger")
-    arrays, header = ledger.read()
-    ledger.finish({name: array for name, array in arrays.items() if name != "clean"}, header)
-    seen = draw(folder)
-    assert "keeps no clean ones" in seen.text
-    assert len(seen.all("img")) == 7
-
-
-def test_classes_take_turns() -> None:
-    assert pictures._spread(np.array([2, 2, 0, 1, 2, 0])) == [2, 3, 0, 5, 1, 4]
-
-
-@pytest.mark.parametrize(("norm", "ends"), [("linf", (0.25, 0.75)), ("l2", (0.0, 1.0))])
-def test_perturbations_are_magnified(norm: str, ends: tuple[float, float]) -> None:
-    shown = pictures.perturbation(np.array([[[-0.1, 0.0, 0.1]]]), norm, 0.2)
-    assert shown[0, 0].tolist() == pytest.approx([ends[0], 0.5, ends[1]])
 
 
 # What it says can be done.
@@ -377,39 +209,3 @@ def test_its_commands_make_the_same_evaluation_again(trained_run: Path, tmp_path
     clean = Ledger(evaluation / "ledger").read()[0]["clean"]
     assert len(pictures.examples(open_evaluation(evaluation))) == min(8, len(clean))
     assert CliRunner().invoke(app, [*shlex.split(found["train again"])[1:], "--dry-run"], catch_exceptions=False).exit_code == 0
-
-
-# Colours.
-
-
-def tokens() -> list[dict[str, str]]:
-    """The colours of each scheme: light, dark, paper."""
-    css = (Path(page.__file__).parent / "templates" / "page.css").read_text()
-    return [dict(re.findall(r"--([a-z]+): (#[0-9a-f]{3,6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)]
-
-
-def luminance(colour: str) -> float:
-    """WCAG 2.1's relative luminance."""
-    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
-    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
-    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(a: str, b: str) -> float:
-    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def test_contrast_as_wcag_counts_it() -> None:
-    assert contrast("#000", "#ffffff") == pytest.approx(21)
-    assert contrast("#777777", "#fff") == pytest.approx(4.48, abs=0.01)
-
-
-@pytest.mark.parametrize("scheme", [0, 1, 2], ids=["light", "dark", "paper"])
-def test_text_has_the_contrast_of_wcag_aa(scheme: int) -> None:
-    assert len(tokens()) == 3
-    own = tokens()[scheme]
-    for ground in ("ground", "raised"):
-        for ink in ("ink", "muted", "mark", "good", "fair", "bad"):
-            assert contrast(own[ink], own[ground]) >= 4.5, (ink, ground)
