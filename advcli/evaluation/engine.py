@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from advcli.attacks.views import ViewedSurrogate
 from advcli.data import Split, stratified_order, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
-from advcli.evaluation import shards
+from advcli.evaluation import search, shards
 from advcli.evaluation.suites import PROTOCOL, Entry, from_sources, gate_entries, joint_entries, notes, suite
 from advcli.evaluation.summary import summarise
 from advcli.models import HeadView, Network, frozen, head_of
@@ -56,6 +57,7 @@ class Job:
     split: str = "test"
     head: str = "final"  # which decision is judged and attacked
     sources: tuple[Loaded, ...] = ()  # other networks that attacks are crafted on
+    search: str = "fp32"  # how attacks search, as asked for; judged is in float32
 
     @property
     def gated(self) -> bool:
@@ -89,6 +91,7 @@ class Job:
         }
         if self.loaded.network.gate_sites:
             parts["aux_weight"] = self.aux_weight
+        parts |= {"search": self.search} if self.search != "fp32" else {}
         parts |= {"sources": [source.header["tensors_sha256"] for source in self.sources]} if self.sources else {}
         parts = json.loads(json.dumps(parts))
         return {**parts, "digest": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}
@@ -174,6 +177,29 @@ class _Run:
         probe = to_float(pick(self.images, _PROBE, job.seed).images)
         _check_logits(self.model, probe, job)
         self.judge = Judge(self.model, chunk=job.chunk, bound=measure_bound(self.model, probe), cost=self.cost)
+        self.search = self._settled()
+        self.followed = {
+            "fp32": self.model,
+            **{name: search.followed(job.loaded.network, job.head, name) for name in self.search.agreements},
+        }
+        if self._is_fast:
+            self.entries += (search.audit(self.entries, len(self.images)),)
+
+    @property
+    def _is_fast(self) -> bool:
+        return self.search.precision != "fp32"
+
+    def _settled(self) -> search.Search:
+        """How attacks search: stored beside the ledger, so that it is the same after an interruption."""
+        job = self.job
+        if job.search == "fp32":
+            return search.Search("fp32", "fp32", {}, {})
+        part = pick(self.images, _PROBE, job.seed)
+        images, labels, draws = to_float(part.images), part.labels, Draws(job.seed, part.index, "attack/probe")
+        with frozen(self.model):
+            begun, folder = bool(self.ledger.shards()), self.ledger.directory.parent
+            measured = partial(search.measure, job.search, job.loaded.network, job.head, self.judge, job.threat, images, labels, draws)
+            return search.settle(job.search, folder, measured, begun=begun)
 
     def _entries(self) -> tuple[Entry, ...]:
         """The suite, with what it adds for networks with auxiliary heads: their joint loss, or attacks that know the gates."""
@@ -200,10 +226,18 @@ class _Run:
             stored = shards.stored(self.ledger, [entry.name for entry in self.entries])
             self.watcher.started(sum(len(ids) for ids in stored.values()), int(correct.sum()) * len(self.entries))
             for position, entry in enumerate(self.entries):
-                due = torch.nonzero(alive if entry.on == "survivors" else correct)[:, 0]
+                due = torch.nonzero(self._due(entry, alive, correct))[:, 0]
                 self.watcher.attacking(entry.name, int(alive.sum()), len(alive))
                 alive[self._attack(position, entry, due, logits, alive, stored)] = False
         self._merge(margins, folder)
+
+    def _due(self, entry: Entry, alive: Tensor, correct: Tensor) -> Tensor:
+        """(n,) bool: whom an entry attacks."""
+        if entry.audits is None:
+            return alive if entry.on == "survivors" else correct
+        sample = torch.zeros_like(correct)
+        sample[stratified_order(self.images.labels, self.job.seed, "attack/audit")[: entry.sample]] = True
+        return correct & sample
 
     def _clean_logits(self) -> Tensor:
         """(n, K) float32, from which every attack takes its targets; nothing passes the clean images again."""
@@ -258,28 +292,33 @@ class _Run:
                 forwards, backwards = (
                     torch.full_like(part, (now - then) // len(part)) for now, then in zip(self._passes(), before, strict=True)
                 )
-                yield Attempt(part, found, torch.zeros_like(part), forwards, backwards, torch.ones_like(found.broken))
+                none = torch.zeros_like(part)
+                yield Attempt(part, found, none, forwards, backwards, none, torch.ones_like(found.broken))
 
     def _surrogate(self, entry: Entry) -> Surrogate:
         """What the attack follows: another network, this one through a view, or what is judged."""
         if entry.source is not None:
             return Surrogate(self.sources[entry.source].trace, self.cost)
-        if entry.view is None or not isinstance(self.model, Network):
-            return Surrogate(self.model.trace, self.cost)
-        return ViewedSurrogate(self.model, entry.view, self.cost)
+        precision = self.search.precision_of(entry)
+        model, error = self.followed[precision], self.search.error(precision)
+        if entry.view is None or not isinstance(model, Network):
+            return Surrogate(model.trace, self.cost, error=error)
+        return ViewedSurrogate(model, entry.view, self.cost, error=error)
 
     def _passes(self) -> tuple[int, int]:
         return self.cost.forwards, self.cost.backwards
 
     def _task(self, entry: Entry, rows: Tensor, logits: Tensor) -> Task:
-        draws = Draws(self.job.seed, self.images.index[rows], f"attack/{entry.name}")
+        draws = Draws(self.job.seed, self.images.index[rows], f"attack/{entry.audits or entry.name}")
         return Task(lambda pick: to_float(self.images.images[rows[pick]]), self.images.labels[rows], draws, {"logits": logits[rows]})
 
     def _merge(self, margins: Tensor, folder: Path) -> None:
         """Join the shards, attack by attack, into one table of all examples, and write it and the clock."""
         split = self.images
         table = {"index": split.index.cpu().numpy(), "label": split.labels.cpu().numpy(), "clean_margin": margins.cpu().numpy()}
-        whole, seconds = shards.join(self.ledger, table, [entry.name for entry in self.entries], split.images.shape[1:])
+        whole, seconds = shards.join(
+            self.ledger, table, [entry.name for entry in self.entries], split.images.shape[1:], judged=self._is_fast
+        )
         self.ledger.finish(whole, self._header())
         atomic.write_json(
             folder / "timing.json", {"seconds": round(seconds, 3), "device": str(self.device), "threads": torch.get_num_threads()}
@@ -300,6 +339,7 @@ class _Run:
             "notes": self._notes(),
             "identity": self.identity,
             "bound": self.judge.bound,
+            **({"search": self.search.header()} if self._is_fast else {}),
             "versions": versions(),
             "entries": [self._describe(entry) for entry in self.entries],
         }
@@ -319,7 +359,8 @@ class _Run:
         targeted = isinstance(entry.attack, Apgd | Fab) and entry.attack.is_targeted
         readings = entry.readings or ((entry.name, 2**31),)
         ranked = {"ranked": True} if isinstance(entry.attack, Apgd) and entry.attack.ranked else {}
-        return {"name": entry.name, "about": entry.about, "on": entry.on, "targeted": targeted, "readings": readings, **ranked}
+        audits = {"audits": entry.audits} if entry.audits is not None else {}
+        return {"name": entry.name, "about": entry.about, "on": entry.on, "targeted": targeted, "readings": readings, **ranked, **audits}
 
 
 def _label(source: Loaded) -> str:

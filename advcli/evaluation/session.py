@@ -15,6 +15,7 @@ from advcli.attacks import Threat
 from advcli.data import Split, load_test
 from advcli.errors import CheckFailedError, CheckpointError, DataError, UsageError
 from advcli.evaluation.engine import Job, Watcher, evaluate, pick
+from advcli.evaluation.search import FLOOR, SHORT
 from advcli.evaluation.suites import TRANSFER, suite
 from advcli.models import head_of, with_gate
 from advcli.recipe.number import parse_number
@@ -47,6 +48,7 @@ class Options:
     head: str = "final"
     gate: str | None = None
     source: tuple[Path, ...] = ()
+    search: str = "auto"
 
 
 def find_checkpoint(given: Path | None) -> Path:
@@ -71,7 +73,8 @@ def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     device = pick_device(options.device)
     chunk = options.batch_size or default_chunk(loaded, len(images), device)
     kind = (options.suite, options.engine, options.seed, chunk)
-    job = Job(loaded, images, radius, eps_text, *kind, data, options.split, options.head, sources)
+    search = _search(loaded, radius, options)
+    job = Job(loaded, images, radius, eps_text, *kind, data, options.split, options.head, sources, search)
     return evaluate(job, options.out, watcher, device=device, resume=options.resume)
 
 
@@ -79,6 +82,24 @@ def _check_sources(options: Options) -> None:
     if bool(options.source) != (options.suite == TRANSFER):
         what = "a transfer attack needs other networks to be crafted on" if not options.source else f"suite {options.suite} has no sources"
         raise UsageError(what, where="--source", next="advcli attack CKPT --suite transfer --source OTHER")
+
+
+def _search(loaded: Loaded, radius: Threat, options: Options) -> str:
+    """How attacks are asked to search: `auto` means float32 where there is nothing to gain, or another network is searched on."""
+    a = loaded.architecture
+    fixed = options.engine == "reference" or bool(options.source)
+    if fixed and options.search not in ("auto", "fp32"):
+        what = "the authors' package" if options.engine == "reference" else "an attack crafted on other networks"
+        raise UsageError(f"{what} searches in float32", where="--search-precision", next="leave it out")
+    if options.search != "auto" or fixed:
+        return "fp32" if fixed else options.search
+    passes = sum(entry.attack.passes for entry in suite(options.suite).entries(radius, a.num_classes))
+    return "fp32" if passes < SHORT or _forward_flops(loaded) < FLOOR else "auto"
+
+
+def _forward_flops(loaded: Loaded) -> int:
+    a = loaded.architecture
+    return forward_flops(loaded.network, torch.zeros(1, a.channels, a.size, a.size))
 
 
 def _source(loaded: Loaded, path: Path) -> Loaded:
@@ -108,9 +129,7 @@ def default_chunk(loaded: Loaded, n: int, device: torch.device) -> int:
 
     A quarter of the images at most, for the pool is never smaller than this, however few still stand.
     """
-    a = loaded.architecture
-    flops = forward_flops(loaded.network, torch.zeros(1, a.channels, a.size, a.size))
-    full = 512 if device.type != "cpu" else min(128, max(32, 2 ** round(math.log2(4e9 / max(1, flops)))))
+    full = 512 if device.type != "cpu" else min(128, max(32, 2 ** round(math.log2(4e9 / max(1, _forward_flops(loaded))))))
     return int(min(full, max(8, 2 ** math.ceil(math.log2(max(1, n / 4))))))
 
 

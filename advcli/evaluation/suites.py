@@ -27,6 +27,7 @@ class Entry:
     before it. view: how the attack sees a gated network; None: as deployed. readings: accuracies read off one run of the attack,
     name to the number of steps; None: its own name, all its steps.
     source: which other network it is crafted on; None: the one under attack.
+    audits: the entry that it repeats in float32, on `sample` images whether they stand or not; None: no audit.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Entry:
     readings: tuple[tuple[str, int], ...] | None = None
     view: View | None = None
     source: int | None = None
+    audits: str | None = None
+    sample: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from advcli.evaluation import masking
+from advcli.evaluation import audit, masking
 from advcli.measures import wilson
 from advcli.runs.ledger import Arrays
 
@@ -46,7 +46,8 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
     n = len(ledger["index"])
     correct, robust, left, alone = outcomes(ledger, header)
     readings = {name: {"accuracy": float(left[name].mean()), "on": on} for name, on in _readings(header)}
-    raised = masking.flags(alone)
+    search = audit.summarise(ledger, header)
+    raised = masking.flags(alone) + audit.flags(search)
     near = _borderline(ledger, header["entries"], header["bound"])
     classes = _per_class(ledger["label"], correct, robust, header["classes"])
     return {
@@ -69,6 +70,7 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "borderline": int(near.sum()),
         "forwards": n + _total(ledger, header, "forwards"),
         "backwards": _total(ledger, header, "backwards"),
+        **({"search": search} if search is not None else {}),
         "notes": header["notes"],
         "flags": raised,
         "verdict": masking.verdict(header["suite"], header["split"], raised, gated=header.get("gated", False)),

@@ -56,6 +56,8 @@ def show_attack(report: Mapping[str, Any], folder: str) -> None:
         table.add_row(name, row["on"], percent(row["accuracy"]), interval(row["accuracy"], n))
     OUT.print(table)
     _show_classes(report)
+    if "search" in report:
+        OUT.print(_searched(report["search"]), soft_wrap=True)
     for note in report["notes"]:
         OUT.print(f"note {escape(note)}")
     for flag in report["flags"]:
@@ -65,6 +67,15 @@ def show_attack(report: Mapping[str, Any], folder: str) -> None:
     OUT.print(f"receipt {escape(folder)}")
     bounds = escape(interval(report["robust"], n))
     OUT.print(f"[bold]robust {percent(report['robust'])} %[/bold] {bounds} {_KIND[report['verdict']]}")
+
+
+def _searched(search: Mapping[str, Any]) -> str:
+    """How attacks searched, and what their audit in float32 says."""
+    audited = f"{search['audited']} images audited in float32"
+    if search["audited"]:
+        audited += f", {percent(search['agreement_verdict'])} % same verdict, {search['missed']} missed"
+    signs = f"{percent(search['agreement_sign'])} % same gradient signs"
+    return f"searched in {search['precision']}: {signs}; {audited}; {search['judge_calls']:,} judge calls"
 
 
 def show_curve(report: Mapping[str, Any]) -> None:
