@@ -21,6 +21,7 @@ from advcli.data import Split, stratified_order, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
 from advcli.evaluation import search, shards
+from advcli.evaluation.pace import Pace, measure
 from advcli.evaluation.suites import PROTOCOL, Entry, from_sources, gate_entries, joint_entries, notes, suite
 from advcli.evaluation.summary import summarise
 from advcli.models import HeadView, Network, frozen, head_of
@@ -34,11 +35,11 @@ _PROBE = 64  # images on which rounding is measured
 
 
 class Watcher(Protocol):
-    """Whoever shows progress. Units are images passed forward or backward; left is an upper estimate of those still to come."""
+    """Whoever shows progress. spent and left are work done in this session and still to come, in seconds as they passed at the start."""
 
     def started(self, done: int, total: int) -> None: ...
     def attacking(self, name: str, survivors: int, of: int) -> None: ...
-    def advanced(self, done: int, spent: int, left: int) -> None: ...
+    def advanced(self, done: int, spent: float, left: float) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class _Run:
         set_precision("fp32", device)
         self.model = head_of(job.loaded.network.to(device), job.head).eval()
         self.images = job.images.to(device)
-        self.cost = Cost()
+        self.cost, self.worked = Cost(), 0.0
         self.entries = self._entries()
         self.sources = [source.network.to(device).eval() for source in job.sources]
         probe = to_float(pick(self.images, _PROBE, job.seed).images)
@@ -224,6 +225,8 @@ class _Run:
             alive = ~self.judge.broken(margins)
             correct = alive.clone()
             stored = shards.stored(self.ledger, [entry.name for entry in self.entries])
+            task = self._task(self.entries[0], torch.arange(len(alive), device=alive.device), logits)
+            self.pace = Pace(self.entries, measure(self.entries, self._surrogate, task, self.job.chunk), self.job.chunk)
             self.watcher.started(sum(len(ids) for ids in stored.values()), int(correct.sum()) * len(self.entries))
             for position, entry in enumerate(self.entries):
                 due = torch.nonzero(self._due(entry, alive, correct))[:, 0]
@@ -253,24 +256,28 @@ class _Run:
         shard = shards.ShardWriter(
             self.ledger, self.images.index, alive, attack=entry.name, digest=self.identity["digest"], size=self.job.chunk
         )
-        before, later = self._units(), sum(e.attack.passes for e in self.entries[number + 1 :])
-        closed = int(done.sum())
+        before, closed, standing = self._units(), int(done.sum()), int(alive.sum())
+        open_ = int(alive[due[~done]].sum())  # those that fell before will soon fall again
+        fallen = lost = 0
 
         def worked() -> None:
-            spent = self._units() - before - shard.units
-            left = max(0, (len(due) - closed) * entry.attack.passes - spent) + later * int(alive.sum())
-            self.watcher.advanced(closed, self._units(), left)
+            spent = self._units() - before
+            left = self.pace.left(number, spent - lost, open_ - fallen, standing - fallen)
+            self.watcher.advanced(closed, self.worked + spent * self.pace.seconds[number], left)
 
         try:
             for attempt in self._attempts(entry, due, done, logits, worked):
                 final = attempt.final
                 rows = due[attempt.positions[final]]
-                broken.append(rows[attempt.found.broken[final]])
-                closed += len(rows)
+                new = attempt.found.broken & final
+                broken.append(due[attempt.positions[new]])
+                closed, fallen = closed + len(rows), fallen + int(alive[broken[-1]].sum())
+                lost += int((attempt.forwards + attempt.backwards)[new].sum())
                 shard.add(rows, attempt)
                 worked()
         finally:
             shard.write()  # what is finished is kept, whatever ends the loop
+            self.worked += (self._units() - before) * self.pace.seconds[number]
         return torch.cat(broken) if broken else due[:0]
 
     def _units(self) -> int:

@@ -17,7 +17,7 @@ class ShardWriter:
     """Finished examples of one attack, written whenever `size` of them have come together.
 
     index (n,): the examples' names by position. alive (n,) bool: those that no earlier attack broke, whose adversarial
-    image is kept. units: passes that finished examples took.
+    image is kept.
     """
 
     def __init__(self, ledger: Ledger, index: Tensor, alive: Tensor, *, attack: str, digest: str, size: int) -> None:
@@ -25,7 +25,6 @@ class ShardWriter:
         self.header = {"digest": digest, "entry": attack}
         self.size = size
         self.parts: list[Arrays] = []
-        self.units = 0
         self.clock = time.monotonic()
 
     def add(self, rows: Tensor, attempt: Attempt) -> None:
@@ -37,7 +36,6 @@ class ShardWriter:
         values |= {"forwards": attempt.forwards[final], "backwards": attempt.backwards[final], "judged": attempt.judged[final]}
         values |= {"adversarial": found.x_adv[final][kept], "adversarial_index": index[kept]}
         self.parts.append({key: value.cpu().numpy() for key, value in values.items()})
-        self.units += int(values["forwards"].sum() + values["backwards"].sum())
         if sum(len(part["index"]) for part in self.parts) >= self.size:
             self.write()
 

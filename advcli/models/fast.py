@@ -21,7 +21,7 @@ Fast = Literal["folded", "bf16"]
 
 def fast_copy(network: Network, precision: Fast) -> Network:
     """A copy for search, on the network's device. network is left as it is."""
-    fast = copy.deepcopy(network).eval().requires_grad_(False)
+    fast = copy.deepcopy(network)
     for convolution, norm in _folds(network):
         _put(fast, convolution, _with_bias(fast.get_submodule(convolution)))
         _put(fast, norm, nn.Identity())
@@ -29,7 +29,7 @@ def fast_copy(network: Network, precision: Fast) -> Network:
         _lower(fast)
     fast.to(memory_format=torch.channels_last)
     refresh(fast, network)
-    return fast
+    return fast.eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def _folded(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
 def _with_bias(module: nn.Module) -> nn.Module:
     assert isinstance(module, nn.Conv2d)
     if module.bias is None:
-        module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels), requires_grad=False)
+        module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))
     return module
 
 

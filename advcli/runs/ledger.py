@@ -4,7 +4,8 @@ Columns of the final file (first axis: examples, in ascending order of `index`):
 found_by int64, the position of the attack whose example is kept, -1 none; and for each attack `broken.NAME` bool, `steps.NAME`
 int64 (-1: not found), `run.NAME` int64 (restart or target number, -1: not attacked), `margin.NAME` float32 (NaN: not attacked),
 `forwards.NAME` and `backwards.NAME` int64; where searches were fast also `judged.NAME` int64, the judge's part of the forwards.
-adversarial float32 (M, C, H, W) holds the kept examples, in the order of adversarial_index (M,). A shard has the same columns of one attack, without the name. Reading needs numpy alone.
+adversarial float32 (M, C, H, W) holds the kept examples, in the order of adversarial_index (M,). A shard has the
+same columns of one attack, without the name. Reading needs numpy alone.
 """
 
 from __future__ import annotations
