@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import advcli
-from advcli.cli import adv_train, attack, compare, finetune, pretrain, recipe, verify
+from advcli.cli import adv_train, attack, bench, compare, finetune, pretrain, recipe, verify
 from advcli.errors import AdvcliError, InterruptedRunError
 
 
@@ -57,5 +57,6 @@ app.command("adv-train")(adv_train.adv_train)
 app.command("finetune")(finetune.finetune)
 app.command("attack")(attack.attack)
 app.command("verify")(verify.verify)
+app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
 app.add_typer(recipe.app, name="recipe")

@@ -58,6 +58,11 @@ def find_checkpoint(given: Path | None) -> Path:
 
 def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     """(evaluation folder, report)."""
+    return evaluate(job(options), options.out, watcher, device=pick_device(options.device), resume=options.resume)
+
+
+def job(options: Options) -> Job:
+    """What the options ask for, everything read and checked."""
     suite(options.suite, options.engine)  # an unknown name is refused before anything is loaded
     _check_sources(options)
     loaded = load_network(find_checkpoint(options.checkpoint))
@@ -74,8 +79,7 @@ def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     chunk = options.batch_size or default_chunk(loaded, len(images), device)
     kind = (options.suite, options.engine, options.seed, chunk)
     search = _search(loaded, radius, options)
-    job = Job(loaded, images, radius, eps_text, *kind, data, options.split, options.head, sources, search)
-    return evaluate(job, options.out, watcher, device=device, resume=options.resume)
+    return Job(loaded, images, radius, eps_text, *kind, data, options.split, options.head, sources, search)
 
 
 def _check_sources(options: Options) -> None:

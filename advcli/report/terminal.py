@@ -15,6 +15,7 @@ from advcli.measures import wilson
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
+_AS = {"as shipped": "shipped", "same numerics": "same"}
 _KIND = {
     "trustworthy": "worst case",
     "upper bound": "worst case of these attacks alone: an upper bound",
@@ -101,6 +102,27 @@ def show_curve(report: Mapping[str, Any]) -> None:
         OUT.print(f"receipt {escape(point['receipt'])}", soft_wrap=True)
     last, bounds = points[-1], escape(interval(points[-1]["robust"], n))
     OUT.print(f"[bold]robust {percent(last['robust'])} %[/bold] {bounds} at eps {escape(last['eps'])}, {_KIND[last['verdict']]}")
+
+
+def show_bench(result: Mapping[str, Any]) -> None:
+    """A row for each peer and numerics; ratios are theirs over ours, medians of rounds with their quartiles."""
+    OUT.print(escape(str(result["checkpoint"])), soft_wrap=True)
+    machine, threat = result["hardware"], result["threat"]
+    what = f"{threat['norm']} eps {threat['eps']}, n = {result['n']}, {result['rounds']} rounds"
+    OUT.print(escape(f"{what}, {machine['name']}, {machine['threads']} threads"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in ("attack", "beside", "as", "ours s", "theirs s", "ratio", "robust %"):
+        table.add_column(name, justify="left" if name in ("attack", "beside", "as") else "right", no_wrap=True)
+    for row in result["rows"]:
+        ratio, robust = row["ratio"], row["robust"]
+        times = (f"{row[side]['median']:.3g}" for side in ("ours", "theirs"))
+        spread = f"{ratio['median']:.2f} [{ratio['q25']:.2f}, {ratio['q75']:.2f}]"
+        rates = f"{percent(robust['ours'])}/{percent(robust['theirs'])}"
+        table.add_row(row["attack"], row["peer"], _AS[row["numerics"]], *times, escape(spread), rates)
+    OUT.print(table)
+    OUT.print("versions " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()), soft_wrap=True)
+    for peer in result["missing"]:
+        OUT.print(f"note {peer} is not installed: pip install {peer} adds its rows")
 
 
 def show_verification(result: Mapping[str, Any], folder: str) -> None:
