@@ -29,6 +29,7 @@ class Fab(PooledAttack):
     """
 
     needs_logits: ClassVar[bool] = True
+    needs_float32: ClassVar[bool] = True  # it aims at the boundary itself, from a margin near zero
     is_targeted: ClassVar[bool] = True
 
     threat: Threat

@@ -26,7 +26,8 @@ from advcli.draws import Draws
 State = dict[str, Tensor]
 """Rows of live examples, first axis everywhere. Every attack keeps `x`, `y`, `x_adv` (the candidate), `step` (iterations so
 far), `hit` (the surrogate is fooled at x_adv), `over` (no iterations left; x_adv was not looked at yet), `excused` (the judge
-was not fooled at x_adv: go on), `forwards` and `backwards` (passes spent). The pool adds `position` (-1: a free row), `run`,
+was not fooled at x_adv: go on), `forwards` and `backwards` (passes spent); `best` (the best point by the surrogate) where that
+need not be x_adv. The pool adds `judged` (times the judge was asked), `position` (-1: a free row), `run`,
 `index` and the condition's tensors as `given.NAME`."""
 
 
@@ -40,9 +41,10 @@ class Task(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """Judged rows. positions (M,) in the task; found: their points and verdicts; runs, forwards, backwards (M,).
+    """Judged rows. positions (M,) in the task; found: their points and verdicts; runs, forwards, backwards, judged (M,).
 
-    final (M,) bool: broken, or out of runs. forwards and backwards are all that was spent on the example in this attack.
+    final (M,) bool: broken, or out of runs. forwards and backwards are all that was spent on the example in this attack, and
+    judged says how many of the forwards were the judge's.
     """
 
     positions: Tensor
@@ -50,6 +52,7 @@ class Attempt(NamedTuple):
     runs: Tensor
     forwards: Tensor
     backwards: Tensor
+    judged: Tensor
     final: Tensor
 
 
@@ -58,6 +61,7 @@ class PooledAttack:
     """The base of attacks that run in the pool. As a callable it is an Attack over one batch."""
 
     needs_logits: ClassVar[bool] = False  # whether begin reads condition["logits"] (N, K), the clean logits
+    needs_float32: ClassVar[bool] = False  # whether a surrogate that rounds to bfloat16 would mislead it
 
     @property
     def runs(self) -> int:
@@ -128,7 +132,7 @@ def stream(
     if order is not None:
         task = task._replace(condition={**task.condition, "order": order})
     pool = _Pool(attack, surrogate, judge, task)
-    pool.spent += 0 if order is None else order.shape[1]
+    pool.spent[:2] += 0 if order is None else order.shape[1]
     while pool.busy:
         pool.fill()
         pool.work()
@@ -145,7 +149,7 @@ class _Pool:
         self.waiting: list[State] = []
         self.live: State = {}
         self.alive = 0
-        self.spent = torch.zeros(2, len(task.labels), dtype=torch.int64, device=task.labels.device)
+        self.spent = torch.zeros(3, len(task.labels), dtype=torch.int64, device=task.labels.device)
 
     @property
     def busy(self) -> bool:
@@ -184,6 +188,7 @@ class _Pool:
             "position": position,
             "run": run,
             "index": draws.index,
+            "judged": torch.zeros_like(run),
         }
 
     def _place(self, rows: State, slots: Tensor) -> None:
@@ -199,11 +204,14 @@ class _Pool:
         self.alive += len(slots)
 
     def work(self) -> None:
-        """One unit of work; rows that are done with it move from the pool to those who wait for the judge."""
+        """One unit of work; rows that are done with it move from the pool to those who wait for the judge.
+
+        A surrogate with an error believes itself done that much earlier, so that nothing which may fool the judge is passed by.
+        """
         if not self.alive:
             return
         draws = replace(self.task.draws, index=self.live["index"], counter=self.live["run"])
-        self.attack.advance(self.surrogate, self.live, -self.judge.bound, draws)
+        self.attack.advance(self.surrogate, self.live, -self.judge.bound - self.surrogate.error, draws)
         leaving = torch.nonzero((self.live["hit"] | self.live["over"]) & (self.live["position"] >= 0))[:, 0]
         if len(leaving):
             self.waiting.append({key: value[leaving] for key, value in self.live.items()})
@@ -216,8 +224,9 @@ class _Pool:
         rest = {key: value[self.judge.chunk :] for key, value in rows.items()}
         rows = {key: value[: self.judge.chunk] for key, value in rows.items()}
         self.waiting = [rest] if len(rest["y"]) else []
-        margins = self.judge.margins(rows["x_adv"], rows["y"])
-        rows["forwards"] = rows["forwards"] + 1
+        margins = self._ask(rows, rows["x_adv"], torch.ones_like(rows["hit"]))
+        if self.surrogate.error and "best" in rows:
+            margins = self._ask_for_best(rows, margins)
         broken = self.judge.broken(margins)
         unconfirmed = rows["hit"] & ~rows["over"] & ~broken
         if bool(unconfirmed.any()):
@@ -227,14 +236,29 @@ class _Pool:
         closed = {key: value[~unconfirmed] for key, value in rows.items()}
         return self._close(closed, margins[~unconfirmed], broken[~unconfirmed])
 
+    def _ask(self, rows: State, points: Tensor, asked: Tensor) -> Tensor:
+        """(M,) the judge's margins at points; rows of asked (M,) bool are charged for it."""
+        rows["forwards"], rows["judged"] = rows["forwards"] + asked.long(), rows["judged"] + asked.long()
+        return self.judge.margins(points, rows["y"])
+
+    def _ask_for_best(self, rows: State, margins: Tensor) -> Tensor:
+        """Rows that end unbroken get the judge's word on their best point as well, and keep the better of the two."""
+        asked = rows["over"] & ~self.judge.broken(margins)
+        if not bool(asked.any()):
+            return margins
+        best = self._ask(rows, rows["best"], asked)
+        better = asked & (best > margins)
+        rows["x_adv"] = torch.where(better[:, None, None, None], rows["best"], rows["x_adv"])
+        return torch.where(better, best, margins)
+
     def _close(self, rows: State, margins: Tensor, broken: Tensor) -> Attempt:
         position, last = rows["position"], rows["run"] + 1 >= self.attack.runs
-        self.spent[:, position] += torch.stack([rows["forwards"], rows["backwards"]])
+        self.spent[:, position] += torch.stack([rows["forwards"], rows["backwards"], rows["judged"]])
         again = ~broken & ~last
         self.queue.extend(zip(position[again].tolist(), (rows["run"][again] + 1).tolist(), strict=True))
         found = Found(rows["x_adv"], margins, broken, torch.where(broken, rows["step"], -1))
-        forwards, backwards = self.spent[:, position]
-        return Attempt(position, found, rows["run"], forwards, backwards, broken | last)
+        forwards, backwards, judged = self.spent[:, position]
+        return Attempt(position, found, rows["run"], forwards, backwards, judged, broken | last)
 
 
 @torch.no_grad()

@@ -26,11 +26,15 @@ class Cost:
 
 
 class Surrogate:
-    """Images (N, C, H, W) and a condition to a ModelOutput; counts the images it sees in `cost`."""
+    """Images (N, C, H, W) and a condition to a ModelOutput; counts the images it sees in `cost`.
 
-    def __init__(self, trace: Callable[[Tensor], ModelOutput], cost: Cost | None = None) -> None:
+    error: how far its margins may be from the judge's where it computes otherwise; a search asks the judge that much earlier.
+    """
+
+    def __init__(self, trace: Callable[[Tensor], ModelOutput], cost: Cost | None = None, *, error: float = 0.0) -> None:
         self._trace = trace
         self.cost = cost if cost is not None else Cost()
+        self.error = error
 
     def __call__(self, x: Tensor, condition: Condition) -> ModelOutput:
         self.cost.forwards += len(x)

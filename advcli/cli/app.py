@@ -13,6 +13,7 @@ import advcli
 from advcli.cli import (
     adv_train,
     attack,
+    bench,
     card,
     compare,
     convert,
@@ -76,6 +77,7 @@ app.command("attack")(attack.attack)
 app.command("deploy-ra")(deploy_ra.deploy_ra)
 app.command("convert")(convert.convert)
 app.command("verify")(verify.verify)
+app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("card")(card.card)

@@ -40,6 +40,10 @@ def attack(
         str | None, typer.Option(help="Put this gate on the network first: reverse-attention, which has no weights.", show_default=False)
     ] = None,
     engine: Annotated[Literal["native", "reference"], typer.Option(help="reference: suite aa by the authors' package.")] = "native",
+    search_precision: Annotated[
+        Literal["auto", "fp32", "folded", "bf16"],
+        typer.Option(help="How attacks search; verdicts are float32's. auto: the quickest that agrees with float32 on a probe."),
+    ] = "auto",
     source: Annotated[
         list[Path] | None, typer.Option(metavar="CKPT", help="Of suite transfer: craft on this network. Repeatable.", show_default=False)
     ] = None,
@@ -68,7 +72,10 @@ def attack(
         terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}", markup=False)
     sources, given = tuple(source or ()), Given.typed(arch, num_classes, mean, std)
     options = session.Options(
-        path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, head, gate, sources, given, size
+        *(path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, head, gate, sources),
+        given=given,
+        size=size,
+        search=search_precision,
     )
     with AttackProgress(quiet=quiet) as progress:
         if curve.is_list(eps):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,10 +23,11 @@ from advcli.attacks.views import ViewedSurrogate
 from advcli.data import Split, stratified_order, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
-from advcli.evaluation import shards, signs
+from advcli.evaluation import search, shards, signs
 from advcli.evaluation.adaptive import gate_entries, joint_entries, random_entries, substitute_entries
 from advcli.evaluation.entries import Entry
 from advcli.evaluation.inspection import inspect
+from advcli.evaluation.pace import Pace, measure
 from advcli.evaluation.suites import PROBED, PROTOCOL, from_sources, notes, suite
 from advcli.evaluation.summary import summarise
 from advcli.models import ModelOutput, Network, frozen, head_of
@@ -39,11 +41,11 @@ _PROBE = 64  # images on which rounding is measured
 
 
 class Watcher(Protocol):
-    """Whoever shows progress. Units are images passed forward or backward; left is an upper estimate of those still to come."""
+    """Whoever shows progress. spent and left are work done in this session and still to come, in seconds as they passed at the start."""
 
     def started(self, done: int, total: int) -> None: ...
     def attacking(self, name: str, survivors: int, of: int) -> None: ...
-    def advanced(self, done: int, spent: int, left: int) -> None: ...
+    def advanced(self, done: int, spent: float, left: float) -> None: ...
     def noted(self, text: str) -> None: ...
 
 
@@ -63,6 +65,7 @@ class Job:
     split: str = "test"
     head: str = "final"  # which decision is judged and attacked
     sources: tuple[Loaded, ...] = ()  # other networks that attacks are crafted on
+    search: str = "fp32"  # how attacks search, as asked for; judged is in float32
 
     @property
     def gated(self) -> bool:
@@ -93,6 +96,7 @@ class Job:
         }
         if self.loaded.network.gate_sites:
             parts["aux_weight"] = self.aux_weight
+        parts |= {"search": self.search} if self.search != "fp32" else {}
         parts |= {"sources": [source.header["tensors_sha256"] for source in self.sources]} if self.sources else {}
         parts = json.loads(json.dumps(parts))
         return {**parts, "digest": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}
@@ -180,7 +184,7 @@ class _Run:
         set_precision("fp32", device)
         self.model = head_of(job.loaded.network.to(device), job.head).eval()
         self.images = job.images.to(device)
-        self.cost = Cost()
+        self.cost, self.worked = Cost(), 0.0
         self.sources = [source.network.to(device).eval() for source in job.sources]
         probe = to_float(pick(self.images, _PROBE, job.seed).images)
         self.traits = inspect(self.model, probe, len(job.loaded.header["classes"]), str(job.loaded.path))
@@ -188,6 +192,29 @@ class _Run:
         bound = 0.0 if self.traits.random else measure_bound(self.model, probe)  # what noise moves is not rounding
         draws = DRAWS if self.traits.random else 1
         self.judge = Judge(self.model, chunk=job.chunk, bound=bound, cost=self.cost, draws=draws)
+        self.search = self._settled()
+        self.followed = {
+            "fp32": self.model,
+            **{name: search.followed(job.loaded.network, job.head, name) for name in self.search.agreements},
+        }
+        if self._is_fast:
+            self.entries += (search.audit(self.entries, len(self.images)),)
+
+    @property
+    def _is_fast(self) -> bool:
+        return self.search.precision != "fp32"
+
+    def _settled(self) -> search.Search:
+        """How attacks search: stored beside the ledger, so that it is the same after an interruption."""
+        job = self.job
+        if job.search == "fp32":
+            return search.Search("fp32", "fp32", {}, {})
+        part = pick(self.images, _PROBE, job.seed)
+        images, labels, draws = to_float(part.images), part.labels, Draws(job.seed, part.index, "attack/probe")
+        with frozen(self.model):
+            begun, folder = bool(self.ledger.shards()), self.ledger.directory.parent
+            measured = partial(search.measure, job.search, job.loaded.network, job.head, self.judge, job.threat, images, labels, draws)
+            return search.settle(job.search, folder, measured, begun=begun)
 
     def _entries(self) -> tuple[Entry, ...]:
         """The suite, with what it adds for this network: the joint loss of auxiliary heads, and attacks that know what it hides."""
@@ -225,12 +252,22 @@ class _Run:
             correct = alive.clone()
             stored = shards.stored(self.ledger, [entry.name for entry in self.entries])
             self._probe()
+            task = self._task(self.entries[0], torch.arange(len(alive), device=alive.device), logits)
+            self.pace = Pace(self.entries, measure(self.entries, self._surrogate, task, self.job.chunk), self.job.chunk)
             self.watcher.started(sum(len(ids) for ids in stored.values()), int(correct.sum()) * len(self.entries))
             for position, entry in enumerate(self.entries):
-                due = torch.nonzero(alive if entry.on == "survivors" else correct)[:, 0]
+                due = torch.nonzero(self._due(entry, alive, correct))[:, 0]
                 self.watcher.attacking(entry.name, int(alive.sum()), len(alive))
                 alive[self._attack(position, entry, due, logits, alive, stored)] = False
         self._merge(margins, folder)
+
+    def _due(self, entry: Entry, alive: Tensor, correct: Tensor) -> Tensor:
+        """(n,) bool: whom an entry attacks."""
+        if entry.audits is None:
+            return alive if entry.on == "survivors" else correct
+        sample = torch.zeros_like(correct)
+        sample[stratified_order(self.images.labels, self.job.seed, "attack/audit")[: entry.sample]] = True
+        return correct & sample
 
     def _clean(self) -> tuple[Tensor, Tensor]:
         """Logits (n, K) float32, from which every attack takes its targets, and margins (n,); nothing passes the clean images again."""
@@ -269,24 +306,28 @@ class _Run:
         shard = shards.ShardWriter(
             self.ledger, self.images.index, alive, attack=entry.name, digest=self.identity["digest"], size=self.job.chunk
         )
-        before, later = self._units(), sum(e.attack.passes for e in self.entries[number + 1 :])
-        closed = int(done.sum())
+        before, closed, standing = self._units(), int(done.sum()), int(alive.sum())
+        open_ = int(alive[due[~done]].sum())  # those that fell before will soon fall again
+        fallen = lost = 0
 
         def worked() -> None:
-            spent = self._units() - before - shard.units
-            left = max(0, (len(due) - closed) * entry.attack.passes - spent) + later * int(alive.sum())
-            self.watcher.advanced(closed, self._units(), left)
+            spent = self._units() - before
+            left = self.pace.left(number, spent - lost, open_ - fallen, standing - fallen)
+            self.watcher.advanced(closed, self.worked + spent * self.pace.seconds[number], left)
 
         try:
             for attempt in self._attempts(entry, due, done, logits, worked):
                 final = attempt.final
                 rows = due[attempt.positions[final]]
-                broken.append(rows[attempt.found.broken[final]])
-                closed += len(rows)
+                new = attempt.found.broken & final
+                broken.append(due[attempt.positions[new]])
+                closed, fallen = closed + len(rows), fallen + int(alive[broken[-1]].sum())
+                lost += int((attempt.forwards + attempt.backwards)[new].sum())
                 shard.add(rows, attempt)
                 worked()
         finally:
             shard.write()  # what is finished is kept, whatever ends the loop
+            self.worked += (self._units() - before) * self.pace.seconds[number]
         return torch.cat(broken) if broken else due[:0]
 
     def _units(self) -> int:
@@ -308,25 +349,28 @@ class _Run:
                 forwards, backwards = (
                     torch.full_like(part, (now - then) // len(part)) for now, then in zip(self._passes(), before, strict=True)
                 )
-                yield Attempt(part, found, torch.zeros_like(part), forwards, backwards, torch.ones_like(found.broken))
+                none = torch.zeros_like(part)
+                yield Attempt(part, found, none, forwards, backwards, none, torch.ones_like(found.broken))
 
     def _surrogate(self, entry: Entry) -> Surrogate:
         """What the attack follows: another network, this one through a view, or what is judged."""
         if entry.source is not None:
             return Surrogate(self.sources[entry.source].trace, self.cost)
-        if entry.view is not None and isinstance(self.model, Network):
-            return ViewedSurrogate(self.model, entry.view, self.cost)
+        precision = self.search.precision_of(entry)
+        model, error = self.followed[precision], self.search.error(precision)
+        if entry.view is not None and isinstance(model, Network):
+            return ViewedSurrogate(model, entry.view, self.cost, error=error)
         passed = entry.surrogate == "substituted" or (entry.surrogate == "expected" and bool(self.traits.operations))
-        trace = substituted(self.model.trace) if passed else self.model.trace
+        trace = substituted(model.trace) if passed else model.trace
         if entry.surrogate == "expected":
             return ExpectedSurrogate(trace, self.cost, apart=self.traits.random == "row")
-        return Surrogate(trace, self.cost)
+        return Surrogate(trace, self.cost, error=error)
 
     def _passes(self) -> tuple[int, int]:
         return self.cost.forwards, self.cost.backwards
 
     def _task(self, entry: Entry, rows: Tensor, logits: Tensor) -> Task:
-        draws = Draws(self.job.seed, self.images.index[rows], f"attack/{entry.name}")
+        draws = Draws(self.job.seed, self.images.index[rows], f"attack/{entry.audits or entry.name}")
         condition = {"logits": logits[rows], "label": self.images.labels[rows]}
         return Task(lambda pick: to_float(self.images.images[rows[pick]]), self.images.labels[rows], draws, condition)
 
@@ -335,7 +379,8 @@ class _Run:
         split = self.images
         table = {"index": split.index.cpu().numpy(), "label": split.labels.cpu().numpy(), "clean_margin": margins.cpu().numpy()}
         table |= {f"probe.{name}": column for name, column in (self.ledger.probes() or {}).items()}
-        whole, seconds = shards.join(self.ledger, table, [entry.name for entry in self.entries], split.images.shape[1:])
+        names = [entry.name for entry in self.entries]
+        whole, seconds = shards.join(self.ledger, table, names, split.images.shape[1:], judged=self._is_fast)
         whole["clean"] = split.images.cpu().numpy()[np.isin(whole["index"], whole["adversarial_index"])]
         self.ledger.finish(whole, self._header())
         atomic.write_json(
@@ -358,6 +403,7 @@ class _Run:
             "identity": self.identity,
             "bound": self.judge.bound,
             "traits": self.traits.to_json(),
+            **({"search": self.search.header()} if self._is_fast else {}),
             "versions": versions(),
             "entries": [self._describe(entry) for entry in self.entries],
         }
@@ -379,8 +425,9 @@ class _Run:
         targeted = isinstance(entry.attack, Apgd | Fab) and entry.attack.is_targeted
         readings = entry.readings or ((entry.name, 2**31),)
         ranked = {"ranked": True} if isinstance(entry.attack, Apgd) and entry.attack.ranked else {}
+        audits = {"audits": entry.audits} if entry.audits is not None else {}
         words = {"name": entry.name, "about": entry.about, "on": entry.on, "part": entry.part or self.job.suite}
-        return {**words, "targeted": targeted, "readings": readings, **ranked}
+        return {**words, "targeted": targeted, "readings": readings, **ranked, **audits}
 
 
 def _label(source: Loaded) -> str:

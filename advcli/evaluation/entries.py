@@ -18,7 +18,8 @@ class Entry:
     before it. readings: accuracies read off one run of the attack, name to the number of steps; None: its own name, all its steps.
     view: how the attack sees a gated network; None: as deployed. source: which other network it is crafted on; None: the one under
     attack. surrogate: whether gradients pass blocking operations by a substitute's, or are averaged over a network's randomness.
-    part: the suite whose worst case it belongs to; empty: the one that is run.
+    part: the suite whose worst case it belongs to; empty: the one that is run. audits: the entry that it repeats in float32, on
+    `sample` images whether they stand or not; None: no audit.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Entry:
     source: int | None = None
     surrogate: Literal["view", "substituted", "expected"] = "view"
     part: str = ""
+    audits: str | None = None
+    sample: int = 0
 
 
 def aim(num_classes: int) -> tuple[Literal["dlr-targeted", "targeted"], int]:

@@ -62,6 +62,9 @@ CHECKS = {
     "zero-gradients": Check("masked", _PINTOR, "the margin's gradient is exactly zero at the image"),
     "saturated-loss": Check("upper bound", _CARLINI, "the cross-entropy's gradient is exactly zero: attacks that follow it are blind"),
     "active-test-fails": Check("masked", _ZIMMERMANN, "Auto-PGD does not find adversarial points that were planted for it"),
+    "fast-search-misses": Check(
+        "upper bound", "Carlini et al. 2019", "searching in float32 breaks more than the fast search did: --search-precision fp32"
+    ),
     "unstable-predictions": Check("upper bound", _ATHALYE, "the network is random: its answers differ when it is asked twice"),
     "depends-on-batch": Check("upper bound", _CARLINI, "an image's logits depend on the images beside it"),
     "blocked-gradients": Check("upper bound", _ATHALYE, "operations block the gradient: {operations}"),

@@ -15,6 +15,7 @@ from advcli.data import Split, load_test
 from advcli.errors import CheckFailedError, CheckpointError, DataError, UsageError
 from advcli.evaluation import first_look
 from advcli.evaluation.engine import Job, Watcher, evaluate, pick
+from advcli.evaluation.search import FLOOR, SHORT
 from advcli.evaluation.suites import TRANSFER, suite
 from advcli.models import head_of, with_gate
 from advcli.recipe.number import parse_number
@@ -54,6 +55,7 @@ class Options:
     source: tuple[Path, ...] = ()
     given: Given = NOTHING_GIVEN
     size: int | None = None
+    search: str = "auto"
 
 
 def find_checkpoint(given: Path | None) -> Path:
@@ -63,13 +65,26 @@ def find_checkpoint(given: Path | None) -> Path:
 
 def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     """(evaluation folder, report)."""
+    return _evaluate(job(options, watcher), options, watcher)
+
+
+def job(options: Options, watcher: Watcher) -> Job:
+    """What the options ask for, everything read and checked."""
     suite(options.suite, options.engine)  # an unknown name is refused before anything is loaded
     _check_sources(options)
-    return attack(open_checkpoint(options, watcher), options, watcher)
+    return _job(open_checkpoint(options, watcher), options, watcher)
 
 
 def attack(loaded: Loaded, options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
-    """The same for a checkpoint that is open."""
+    """The same as `run` for a checkpoint that is open."""
+    return _evaluate(_job(loaded, options, watcher), options, watcher)
+
+
+def _evaluate(job: Job, options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
+    return evaluate(job, options.out, watcher, device=pick_device(options.device), resume=options.resume)
+
+
+def _job(loaded: Loaded, options: Options, watcher: Watcher) -> Job:
     if options.gate is not None:
         loaded = with_named_gate(loaded, options.gate)
     stored = loaded.header["data"]
@@ -83,11 +98,10 @@ def attack(loaded: Loaded, options: Options, watcher: Watcher) -> tuple[Path, di
     radius, eps_text = threat(loaded, options)
     split, data = open_split(loaded, options)
     images = pick(split, options.n, options.seed)
-    device = pick_device(options.device)
-    chunk = options.batch_size or default_chunk(loaded, len(images), device)
+    chunk = options.batch_size or default_chunk(loaded, len(images), pick_device(options.device))
     kind = (options.suite, options.engine, options.seed, chunk)
-    job = Job(loaded, images, radius, eps_text, *kind, data, options.split, options.head, sources)
-    return evaluate(job, options.out, watcher, device=device, resume=options.resume)
+    search = _search(loaded, radius, options)
+    return Job(loaded, images, radius, eps_text, *kind, data, options.split, options.head, sources, search)
 
 
 def open_checkpoint(options: Options, watcher: Watcher) -> Loaded:
@@ -123,6 +137,24 @@ def _check_sources(options: Options) -> None:
         raise UsageError(what, where="--source", next="advcli attack CKPT --suite transfer --source OTHER")
 
 
+def _search(loaded: Loaded, radius: Threat, options: Options) -> str:
+    """How attacks are asked to search: `auto` means float32 where there is nothing to gain, or another network is searched on."""
+    a = loaded.architecture
+    fixed = options.engine == "reference" or bool(options.source)
+    if fixed and options.search not in ("auto", "fp32"):
+        what = "the authors' package" if options.engine == "reference" else "an attack crafted on other networks"
+        raise UsageError(f"{what} searches in float32", where="--search-precision", next="leave it out")
+    if options.search != "auto" or fixed:
+        return "fp32" if fixed else options.search
+    passes = sum(entry.attack.passes for entry in suite(options.suite).entries(radius, a.num_classes))
+    return "fp32" if passes < SHORT or _forward_flops(loaded) < FLOOR else "auto"
+
+
+def _forward_flops(loaded: Loaded) -> int:
+    a = loaded.architecture
+    return forward_flops(loaded.network, torch.zeros(1, a.channels, a.size, a.size))
+
+
 def _source(loaded: Loaded, options: Options, watcher: Watcher) -> Loaded:
     """Another network for the same images and classes."""
     source = open_checkpoint(options, watcher)
@@ -150,9 +182,7 @@ def default_chunk(loaded: Loaded, n: int, device: torch.device) -> int:
 
     A quarter of the images at most, for the pool is never smaller than this, however few still stand.
     """
-    a = loaded.architecture
-    flops = forward_flops(loaded.network, torch.zeros(1, a.channels, a.size, a.size))
-    full = 512 if device.type != "cpu" else min(128, max(32, 2 ** round(math.log2(4e9 / max(1, flops)))))
+    full = 512 if device.type != "cpu" else min(128, max(32, 2 ** round(math.log2(4e9 / max(1, _forward_flops(loaded))))))
     return int(min(full, max(8, 2 ** math.ceil(math.log2(max(1, n / 4))))))
 
 

@@ -17,7 +17,7 @@ class ShardWriter:
     """Finished examples of one attack, written whenever `size` of them have come together.
 
     index (n,): the examples' names by position. alive (n,) bool: those that no earlier attack broke, whose adversarial
-    image is kept. units: passes that finished examples took.
+    image is kept.
     """
 
     def __init__(self, ledger: Ledger, index: Tensor, alive: Tensor, *, attack: str, digest: str, size: int) -> None:
@@ -25,7 +25,6 @@ class ShardWriter:
         self.header = {"digest": digest, "entry": attack}
         self.size = size
         self.parts: list[Arrays] = []
-        self.units = 0
         self.clock = time.monotonic()
 
     def add(self, rows: Tensor, attempt: Attempt) -> None:
@@ -34,10 +33,9 @@ class ShardWriter:
         index, broken = self.index[rows], found.broken[final]
         kept = broken & self.alive[rows]
         values = {"index": index, "broken": broken, "margin": found.margins[final], "steps": found.steps[final], "run": attempt.runs[final]}
-        values |= {"forwards": attempt.forwards[final], "backwards": attempt.backwards[final]}
+        values |= {"forwards": attempt.forwards[final], "backwards": attempt.backwards[final], "judged": attempt.judged[final]}
         values |= {"adversarial": found.x_adv[final][kept], "adversarial_index": index[kept]}
         self.parts.append({key: value.cpu().numpy() for key, value in values.items()})
-        self.units += int(values["forwards"].sum() + values["backwards"].sum())
         if sum(len(part["index"]) for part in self.parts) >= self.size:
             self.write()
 
@@ -60,17 +58,18 @@ def stored(ledger: Ledger, attacks: Sequence[str]) -> dict[str, dict[int, bool]]
     return known
 
 
-def join(ledger: Ledger, table: Arrays, attacks: Sequence[str], shape: Sequence[int]) -> tuple[Arrays, float]:
+def join(ledger: Ledger, table: Arrays, attacks: Sequence[str], shape: Sequence[int], *, judged: bool) -> tuple[Arrays, float]:
     """(the whole table, seconds spent) from all shards.
 
-    table: index, label and clean_margin of every example, in ascending order of index; shape (C, H, W) of an image.
+    table: index, label and clean_margin of every example, in ascending order of index; shape (C, H, W) of an image. judged:
+    with the numbers of times that the judge was asked.
     """
     shards = [ledger.read_shard(number) for number in ledger.shards()]
     n, place = len(table["index"]), {name: row for row, name in enumerate(table["index"].tolist())}
     whole = {**table, "found_by": np.full(n, -1)}
     adversarial: dict[int, Any] = {}
     for position, attack in enumerate(attacks):
-        columns = _untouched(n)
+        columns = _untouched(n, judged=judged)
         for arrays, header in shards:
             if header["entry"] == attack:
                 rows = np.array([place[name] for name in arrays["index"].tolist()], np.int64)
@@ -85,7 +84,8 @@ def join(ledger: Ledger, table: Arrays, attacks: Sequence[str], shape: Sequence[
     return whole, sum(header["seconds"] for _, header in shards)
 
 
-def _untouched(n: int) -> Arrays:
+def _untouched(n: int, *, judged: bool) -> Arrays:
     """An attack's columns for examples that it was not run on."""
-    numbers = {"steps": np.full(n, -1), "run": np.full(n, -1), "forwards": np.zeros(n, np.int64), "backwards": np.zeros(n, np.int64)}
+    counts = ("forwards", "backwards", "judged") if judged else ("forwards", "backwards")
+    numbers = {"steps": np.full(n, -1), "run": np.full(n, -1), **{name: np.zeros(n, np.int64) for name in counts}}
     return {"broken": np.zeros(n, bool), "margin": np.full(n, np.nan, np.float32), **numbers}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from advcli.evaluation import masking
+from advcli.evaluation import audit, masking
 from advcli.measures import wilson
 from advcli.runs.ledger import Arrays
 
@@ -48,6 +48,8 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
     readings = {name: {"accuracy": float(left[name].mean()), "on": on} for name, on in _readings(header)}
     parts = {name: entry.get("part", header["suite"]) for entry in header["entries"] for name, _ in entry["readings"]}
     probes = {key.removeprefix("probe."): column for key, column in ledger.items() if key.startswith("probe.")}
+    search = audit.summarise(ledger, header)
+    probes["fast-search-misses"] = audit.pairs(ledger, header)
     found = masking.flags(alone, parts, probes, header.get("traits", {}))
     circumstances = (header["suite"], header["split"], found)
     gated = bool(header.get("gated", False))
@@ -74,6 +76,7 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "borderline": int(near.sum()),
         "forwards": n + _total(ledger, header, "forwards"),
         "backwards": _total(ledger, header, "backwards"),
+        **({"search": search} if search is not None else {}),
         "notes": header["notes"],
         "flags": found,
         "verdict": masking.verdict(*circumstances, gated=gated),

@@ -19,6 +19,7 @@ from advcli.data import Split, load_test, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckFailedError, CheckpointError, UsageError
 from advcli.evaluation.engine import Job
+from advcli.evaluation.search import followed
 from advcli.evaluation.summary import summarise
 from advcli.models import Architecture, HeadView, Network, frozen, head_of, with_gate
 from advcli.recipe.number import parse_number
@@ -216,7 +217,9 @@ def _nearest(evidence: Evidence, row: int, logits: Tensor) -> list[int]:
     images, labels = evidence.images.images[row : row + 1], evidence.images.labels[row : row + 1]
     draws = Draws(0, evidence.images.index[row : row + 1], "none")  # a task has them; the order does not depend on any
     task = Task(lambda pick: to_float(images[pick]), labels, draws, {"logits": logits})
-    order = by_distance(Surrogate(evidence.judged.trace), evidence.threat, task, evidence.header["identity"]["chunk"])
+    precision = evidence.header.get("search", {}).get("precision", "fp32")
+    judged = followed(evidence.loaded.network, evidence.header.get("head", "final"), precision)
+    order = by_distance(Surrogate(judged.trace), evidence.threat, task, evidence.header["identity"]["chunk"])
     nearest: list[int] = order[0].tolist()
     return nearest
 

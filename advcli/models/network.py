@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,8 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
     block_names: tuple[str, ...]
+    folds: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Names, within a module, of convolutions and of the batch norms that alone read them. Blocks declare theirs too."""
 
     def __init__(self, channels: int, num_classes: int, features: int, cells: int = 1) -> None:
         super().__init__()

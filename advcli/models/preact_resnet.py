@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from advcli.models.network import Network, scaled, stage_names
 
 class PreActBlock(nn.Module):
     """Norm and ReLU before each convolution; a 1x1 shortcut, which reads the activated input, or the raw one, where the shape changes."""
+
+    folds: ClassVar[tuple[tuple[str, str], ...]] = (("conv1", "bn2"),)
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, raw_shortcut: bool = False) -> None:
         super().__init__()

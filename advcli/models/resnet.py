@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,6 +12,8 @@ from advcli.models.network import Network, scaled, stage_names
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut, ReLU after the sum."""
+
+    folds: ClassVar[tuple[tuple[str, str], ...]] = (("conv1", "bn1"), ("conv2", "bn2"))
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -28,6 +32,8 @@ class BasicBlock(nn.Module):
 
 class ResNet18(Network):
     """64-128-256-512 channels, two blocks a stage (features (N, 512, H/8, W/8) at width 1)."""
+
+    folds = (("conv1", "bn1"),)
 
     def __init__(self, channels: int, num_classes: int, width: float = 1.0, cells: int = 1) -> None:
         widths = [scaled(c, width) for c in (64, 128, 256, 512)]

@@ -85,7 +85,7 @@ class TrainingProgress(_Display):
 
 
 class AttackProgress(_Display):
-    """The time left is estimated from passes: what each attack costs an image that nothing breaks, for every image that still stands."""
+    """The time left is the engine's estimate of the work left, at the pace at which work was done so far."""
 
     def started(self, done: int, total: int) -> None:
         self.begin("attacking", "verdict", done, total)
@@ -99,7 +99,7 @@ class AttackProgress(_Display):
         if not self.quiet or "warning" in text:
             ERR.print(text, markup=False, soft_wrap=True)
 
-    def advanced(self, done: int, spent: int, left: int) -> None:
+    def advanced(self, done: int, spent: float, left: float) -> None:
         elapsed = time.monotonic() - self.began
         remaining = duration(elapsed / spent * left) if spent else "?"
         if self.bar is not None:

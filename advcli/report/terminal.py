@@ -18,6 +18,7 @@ from advcli.measures import wilson
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
+_AS = {"as shipped": "shipped", "same numerics": "same"}
 _KIND = {
     "trustworthy": "worst case",
     "upper bound": "worst case of these attacks alone: an upper bound",
@@ -66,6 +67,8 @@ def show_attack(report: Mapping[str, Any], folder: str) -> None:
         table.add_row(literal(name), row["on"], percent(row["accuracy"]), interval(row["accuracy"], n))
     OUT.print(table)
     _show_classes(report)
+    if "search" in report:
+        OUT.print(_searched(report["search"]), soft_wrap=True)
     for note in report["notes"]:
         OUT.print(f"note {literal(note)}")
     _show_flags(report["flags"])
@@ -93,6 +96,15 @@ def _show_flags(flags: Sequence[Mapping[str, Any]]) -> None:
         OUT.print(f"{len(flags)} checks for masked gradients, {len(raised) or 'none'} raised")
 
 
+def _searched(search: Mapping[str, Any]) -> str:
+    """How attacks searched, and what their audit in float32 says."""
+    audited = f"{search['audited']} images audited in float32"
+    if search["audited"]:
+        audited += f", {percent(search['agreement_verdict'])} % same verdict, {search['missed']} missed"
+    signs = f"{percent(search['agreement_sign'])} % same gradient signs"
+    return f"searched in {search['precision']}: {signs}; {audited}; {search['judge_calls']:,} judge calls"
+
+
 def show_curve(report: Mapping[str, Any]) -> None:
     """A row for each radius that was attacked; the last line is the headline of the largest one."""
     n, points = report["n"], report["curve"]
@@ -114,6 +126,27 @@ def show_curve(report: Mapping[str, Any]) -> None:
         OUT.print(f"receipt {literal(point['receipt'])}", soft_wrap=True)
     last, bounds = points[-1], literal(interval(points[-1]["robust"], n))
     OUT.print(f"[bold]robust {percent(last['robust'])} %[/bold] {bounds} at eps {literal(last['eps'])}, {_SHORT[last['verdict']]}")
+
+
+def show_bench(result: Mapping[str, Any]) -> None:
+    """A row for each peer and numerics; ratios are theirs over ours, medians of rounds with their quartiles."""
+    OUT.print(literal(str(result["checkpoint"])), soft_wrap=True)
+    machine, threat = result["hardware"], result["threat"]
+    what = f"{threat['norm']} eps {threat['eps']}, n = {result['n']}, {result['rounds']} rounds"
+    OUT.print(literal(f"{what}, {machine['name']}, {machine['threads']} threads"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in ("attack", "beside", "as", "ours s", "theirs s", "ratio", "robust %"):
+        table.add_column(name, justify="left" if name in ("attack", "beside", "as") else "right", no_wrap=True)
+    for row in result["rows"]:
+        ratio, robust = row["ratio"], row["robust"]
+        times = (f"{row[side]['median']:.3g}" for side in ("ours", "theirs"))
+        spread = f"{ratio['median']:.2f} [{ratio['q25']:.2f}, {ratio['q75']:.2f}]"
+        rates = f"{percent(robust['ours'])}/{percent(robust['theirs'])}"
+        table.add_row(row["attack"], row["peer"], _AS[row["numerics"]], *times, literal(spread), rates)
+    OUT.print(table)
+    OUT.print("versions " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()), soft_wrap=True)
+    for peer in result["missing"]:
+        OUT.print(f"note {peer} is not installed: pip install {peer} adds its rows")
 
 
 def show_verification(result: Mapping[str, Any], folder: str) -> None:

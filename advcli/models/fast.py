@@ -1,0 +1,114 @@
+"""Fast copies of a network for search: batch norm folded into the convolutions, channels last, bfloat16 where asked.
+
+A copy is itself a Network with the same names, so every selection, view and head of the original works on it. It is frozen and
+in eval mode; `refresh` gives it the weights that the original has by now. It follows gradients and never decides a verdict.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from advcli.models.network import Network
+
+Fast = Literal["folded", "bf16"]
+"""`folded`: float32. `bf16`: bfloat16 from the second block on; the stem, gates, pooling and head stay float32."""
+
+
+def fast_copy(network: Network, precision: Fast) -> Network:
+    """A copy for search, on the network's device. network is left as it is."""
+    fast = copy.deepcopy(network)
+    for convolution, norm in _folds(network):
+        _put(fast, convolution, _with_bias(fast.get_submodule(convolution)))
+        _put(fast, norm, nn.Identity())
+    if precision == "bf16":
+        _lower(fast)
+    fast.to(memory_format=torch.channels_last)
+    refresh(fast, network)
+    return fast.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def refresh(fast: Network, network: Network) -> None:
+    """Give a copy made by fast_copy the weights, statistics and tables that network has now."""
+    source = dict(_tensors(network))
+    for convolution, norm in _folds(network):
+        weight, bias = _folded(network.get_submodule(convolution), network.get_submodule(norm))
+        source |= {f"{convolution}.weight": weight, f"{convolution}.bias": bias}
+    for name, tensor in _tensors(fast):
+        tensor.copy_(source[name])
+
+
+def _tensors(network: Network) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
+
+
+def _folds(network: Network) -> list[tuple[str, str]]:
+    """Names of convolutions and of the batch norms that alone read them: as blocks declare them, and neighbours in a Sequential."""
+    pairs = []
+    for prefix, module in network.named_modules():
+        inside = getattr(module, "folds", ())
+        if isinstance(module, nn.Sequential):
+            rows = list(module.named_children())
+            inside = [(a, b) for (a, one), (b, two) in pairwise(rows) if _is_pair(one, two)]
+        pairs += [(f"{prefix}.{a}".lstrip("."), f"{prefix}.{b}".lstrip(".")) for a, b in inside]
+    return pairs
+
+
+def _is_pair(one: nn.Module, two: nn.Module) -> bool:
+    return isinstance(one, nn.Conv2d) and isinstance(two, nn.BatchNorm2d)
+
+
+def _folded(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (O, I, h, w) and bias (O,) of the one convolution that does what both do in eval mode."""
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    if convolution.bias is not None:
+        shift = shift + convolution.bias * scale
+    return convolution.weight * scale[:, None, None, None], shift
+
+
+def _with_bias(module: nn.Module) -> nn.Module:
+    assert isinstance(module, nn.Conv2d)
+    if module.bias is None:
+        module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))
+    return module
+
+
+def _put(network: Network, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
+
+
+def _lower(network: Network) -> None:
+    """Convolutions in bfloat16 from the second block on; norms keep float32 weights, and whoever reads a map after a block gets float32."""
+    blocks = [name for name in network.block_names[1:] if _is_module(network, name)]
+    for name in blocks:
+        block = network.get_submodule(name)
+        for module in block.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(torch.bfloat16)
+        block.register_forward_pre_hook(_enter)
+        if name in network.gate_sites or name == blocks[-1]:
+            block.register_forward_hook(_leave)
+
+
+def _is_module(network: Network, name: str) -> bool:
+    """Whether a block is a module of that name, and not a function such as pooling."""
+    return name in dict(network.named_modules())
+
+
+def _enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.to(torch.bfloat16) for x in inputs)
+
+
+def _leave(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output.float()

@@ -1,0 +1,311 @@
+"""Fast searches: settled once, judged exactly, audited; and a surrogate that is wrong makes no verdict wrong."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advcli.attacks import Judge, Threat
+from advcli.data import load_test, to_float
+from advcli.draws import Draws
+from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
+from advcli.evaluation import audit, search, session, suites, verify
+from advcli.evaluation.engine import Job, evaluate, pick
+from advcli.evaluation.masking import flags
+from advcli.evaluation.search import Agreement, Search
+from advcli.evaluation.session import Options
+from advcli.models import Network, fast_copy
+from advcli.recipe.schema import Data
+from advcli.runs.checkpoint import load_network
+from advcli.runs.ledger import Arrays, Ledger
+
+CPU = torch.device("cpu")
+EPS, N = "0.2", 40
+RECEIPTS = ("report.json", "ledger/ledger.safetensors", "identity.json", "search.json")
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, less in (("Apgd", {"steps": 12}), ("Fab", {"steps": 6}), ("Square", {"queries": 40})):
+        monkeypatch.setattr(suites, name, partial(getattr(suites, name), **less))
+
+
+def job(path: Path, asked: str, *, n: int = N, suite: str = "aa") -> Job:
+    images = pick(load_test(Data(name="digits"))[0], n, seed=0)
+    return Job(load_network(path), images, Threat("linf", float(EPS)), EPS, suite, "native", 0, 16, search=asked)
+
+
+def result(work: Job, folder: Path, watcher: Any, *, resume: bool = False) -> tuple[Arrays, dict[str, Any]]:
+    folder, report = evaluate(work, folder, watcher, device=CPU, resume=resume)
+    return Ledger(folder / "ledger").read()[0], report
+
+
+def receipts(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in RECEIPTS}
+
+
+def robust(arrays: Arrays) -> Any:
+    return (arrays["run.square"] >= 0) & ~arrays["broken.square"]
+
+
+@pytest.fixture(scope="module")
+def path(trained_run: Path) -> Path:
+    return trained_run / "model.safetensors"
+
+
+# Verdicts.
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("asked", ["folded", "bf16"])
+def test_fast_searches_find_what_float32_finds(path: Path, silent: Any, tmp_path: Path, asked: str) -> None:
+    """At most one image in forty more stands, and every receipt holds for a fresh float32 network."""
+    exact, _ = result(job(path, "fp32"), tmp_path / "fp32", silent)
+    fast, report = result(job(path, asked), tmp_path / asked, silent)
+    assert 5 < robust(exact).sum() < N - 5
+    assert (robust(fast) & ~robust(exact)).sum() <= N / 40
+    assert report["robust"] <= robust(exact).mean() + 1 / 40
+    evidence = verify.gather(tmp_path / asked, checkpoint=path, data_root=None)
+    assert verify.check(evidence, device=CPU, quantize=False)["failures"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eps", ["0.15", "0.2"])
+def test_bfloat16_is_no_kinder_than_float32_over_the_whole_of_aa(path: Path, silent: Any, tmp_path: Path, eps: str) -> None:
+    rows = {}
+    for asked in ("fp32", "bf16"):
+        images = pick(load_test(Data(name="digits"))[0], 100, seed=0)
+        work = Job(load_network(path), images, Threat("linf", float(eps)), eps, "aa", "native", 0, 32, search=asked)
+        rows[asked] = robust(result(work, tmp_path / asked, silent)[0])
+    assert (rows["bf16"] & ~rows["fp32"]).sum() <= 1
+
+
+class Noisy(nn.Module):
+    """A network that lies about its margins, differently for every image, and about its gradients."""
+
+    def __init__(self, network: Network, scale: float) -> None:
+        super().__init__()
+        self.network, self.scale = network, scale
+
+    def trace(self, x: Tensor) -> Any:
+        output = self.network.trace(x)
+        noise = torch.sin(1e3 * x.flatten(1).sum(1, keepdim=True) + torch.arange(10.0))
+        return output._replace(logits=output.logits + self.scale * noise)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(("scale", "error"), [(20.0, 0.0), (20.0, 30.0)], ids=["boasting", "unsure"])
+def test_a_wrong_surrogate_makes_no_false_verdict(
+    path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float, error: float
+) -> None:
+    """It may miss, which the audit says; but whatever it calls broken is broken."""
+    monkeypatch.setattr(search, "followed", lambda network, head, precision: Noisy(network, scale))
+    monkeypatch.setattr(search, "agreement", lambda *rest: Agreement(error, 1.0, 1.0))
+    arrays, report = result(job(path, "bf16", n=24), tmp_path / "run", silent)
+    evidence = verify.gather(tmp_path / "run", checkpoint=path, data_root=None)
+    assert verify.check(evidence, device=CPU, quantize=False)["failures"] == []
+    network = load_network(path).network.eval()
+    x_adv = torch.from_numpy(arrays["adversarial"])
+    labels = torch.from_numpy(arrays["label"][np.searchsorted(arrays["index"], arrays["adversarial_index"])])
+    assert len(x_adv) > 0
+    assert not bool((network(x_adv).argmax(1) == labels).any())
+    assert report["search"]["missed"] == int((arrays["broken.audit"] & ~arrays["broken.apgd-ce"]).sum())
+
+
+# The record.
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("call", [1, 30])
+def test_a_stopped_run_goes_on_with_the_stored_decision(
+    path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """Never measured again, although the clock would now say otherwise; to the byte what a run in one go gives."""
+    monkeypatch.setattr(search, "_seconds", lambda models, x, labels: {"fp32": 3.0, "folded": 2.0, "bf16": 1.0})
+    monkeypatch.setattr(search, "_SPREAD", 1.0)
+    result(job(path, "auto"), tmp_path / "whole", silent)
+    calls = []
+
+    def advanced(*progress: Any) -> None:
+        calls.append(progress)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    silent.advanced = advanced
+    with pytest.raises(InterruptedRunError):
+        result(job(path, "auto"), tmp_path / "stopped", silent)
+    silent.advanced = lambda *progress: None
+    monkeypatch.setattr(search, "_seconds", lambda models, x, labels: pytest.fail("measured twice"))
+    result(job(path, "auto"), tmp_path / "stopped", silent, resume=True)
+    assert receipts(tmp_path / "stopped") == receipts(tmp_path / "whole")
+    assert json.loads((tmp_path / "whole" / "search.json").read_text())["precision"] == "bf16"
+
+
+@pytest.mark.usefixtures("short")
+def test_a_lost_decision_of_a_begun_run_is_an_error_of_ours(path: Path, silent: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result(job(path, "bf16"), folder, silent)
+    arrays, _ = Ledger(folder / "ledger").read()
+    (folder / "ledger" / "ledger.safetensors").unlink()
+    Ledger(folder / "ledger").write_shard(0, {"index": arrays["index"][:1], "broken": arrays["broken.square"][:1]}, {"entry": "square"})
+    (folder / "search.json").write_text("{")
+    with pytest.raises(CheckpointError, match="how attacks searched"):
+        result(job(path, "bf16"), folder, silent, resume=True)
+    with pytest.raises(ResumeError, match="search: bf16 in the folder"):
+        result(job(path, "auto"), folder, silent, resume=True)
+
+
+def test_float32_is_what_it_was(path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No probe, no copy, no audit, no trace of any in what is written."""
+    monkeypatch.setattr(search, "measure", lambda *rest: pytest.fail("measured"))
+    monkeypatch.setattr(search, "fast_copy", lambda *rest: pytest.fail("copied"))
+    arrays, report = result(job(path, "fp32", suite="quick", n=20), tmp_path / "run", silent)
+    assert "search" not in report
+    assert not any(name.startswith("judged") or name.endswith("audit") for name in arrays)
+    assert "search" not in json.loads((tmp_path / "run" / "identity.json").read_text())
+    assert not (tmp_path / "run" / "search.json").exists()
+
+
+# The probe.
+
+
+@pytest.fixture
+def probe(path: Path) -> tuple[Network, Judge, Tensor, Tensor]:
+    network = load_network(path).network.eval().requires_grad_(False)
+    images = pick(load_test(Data(name="digits"))[0], 64, seed=1)
+    return network, Judge(network, chunk=16), to_float(images.images), images.labels
+
+
+def test_agreement_is_what_it_says(probe: tuple[Network, Judge, Tensor, Tensor]) -> None:
+    network, judge, x, y = probe
+    same = search.agreement(judge, network, [x], y)
+    assert (same.bound, same.signs, same.holds) == (0.0, 1.0, True)
+    folded, bf16 = (search.agreement(judge, fast_copy(network, name), [x], y) for name in ("folded", "bf16"))
+    assert 0 < folded.bound < 1e-3 * bf16.bound
+    assert folded.signs > bf16.signs > 0.9
+    margins = [judge.margins(x, y), Judge(fast_copy(network, "bf16"), chunk=16).margins(x, y)]
+    error = (margins[0] - margins[1]).abs()
+    assert float(error.quantile(0.99)) <= bf16.bound <= 2.01 * float(error.max())
+    turned = search.agreement(judge, Noisy(network, 1.0), [x], y)  # type: ignore[arg-type]
+    assert not turned.holds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ((1.0, 1.2, 1.1), "fp32"),
+        ((1.0, 0.95, 2.0), "fp32"),
+        ((1.0, 0.8, 2.0), "folded"),
+        ((1.0, 0.8, 0.4), "bf16"),
+        ((1.0, 1.5, 0.4), "bf16"),
+    ],
+)
+def test_auto_takes_the_quickest_that_agrees(
+    probe: tuple[Network, Judge, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], chosen: str
+) -> None:
+    network, judge, x, y = probe
+    monkeypatch.setattr(search, "_seconds", lambda *rest: dict(zip(("fp32", "folded", "bf16"), seconds, strict=True)))
+    settle = partial(search.measure, "auto", network, "final", judge, Threat("linf", 0.1), x, y, Draws(0, torch.arange(64), "probe"))
+    monkeypatch.setattr(search, "agreement", lambda *rest: Agreement(0.01, 1.0, 0.99))
+    assert settle().precision == chosen
+    monkeypatch.setattr(search, "agreement", lambda *rest: Agreement(0.01, 1.0, 0.9))
+    assert settle().precision == "fp32"
+    monkeypatch.setattr(search, "agreement", lambda *rest: Agreement(0.2, 1.0, 0.99))
+    assert settle().precision == "fp32"
+
+
+def test_who_searches_in_what() -> None:
+    entries = suites.suite("aa").entries(Threat("linf", 0.1), 10)
+    settled = Search("bf16", "bf16", {}, {})
+    assert [settled.precision_of(entry) for entry in entries] == ["bf16", "bf16", "folded", "folded"]
+    assert settled.precision_of(search.audit(entries, 10)) == "fp32"
+    assert {Search("fp32", "fp32", {}, {}).precision_of(entry) for entry in entries} == {"fp32"}
+
+
+def test_auto_looks_where_there_is_something_to_gain(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, radius = load_network(path), Threat("linf", 0.1)
+    asked = partial(session._search, loaded, radius)
+    assert asked(Options(path, "aa")) == "fp32"  # a small network
+    assert asked(Options(path, "aa", search="bf16")) == "bf16"
+    monkeypatch.setattr(session, "FLOOR", 0.0)
+    assert asked(Options(path, "aa")) == "auto"
+    assert asked(Options(path, "quick")) == "fp32"  # a short suite
+    assert asked(Options(path, "aa", engine="reference")) == "fp32"
+    with pytest.raises(UsageError, match="searches in float32"):
+        asked(Options(path, "aa", engine="reference", search="bf16"))
+
+
+# The audit.
+
+
+def test_the_audit_takes_a_small_part_of_the_passes() -> None:
+    for name in ("quick", "fast", "aa", "aa-plus", "adaptive"):
+        entries = suites.suite(name).entries(Threat("linf", 0.1), 10)
+        total = sum(entry.attack.passes for entry in entries)
+        for n in (100, 10_000):
+            row = search.audit(entries, n)
+            assert 0 < row.sample <= min(n, 256)
+            assert row.sample * row.attack.passes <= 0.05 * n * total
+            assert (row.attack, row.audits) == (entries[0].attack, entries[0].name)
+
+
+@pytest.mark.usefixtures("short")
+def test_the_audit_compares_the_same_attack_on_the_same_draws(
+    path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A surrogate that is the network itself leaves nothing to disagree about, to the byte."""
+    monkeypatch.setattr(search, "followed", lambda network, head, precision: network)
+    arrays, report = result(job(path, "folded", suite="fast"), tmp_path / "run", silent)
+    audited = arrays["run.audit"] >= 0
+    assert report["search"]["audited"] == audited.sum() > 30
+    for column in ("broken", "margin", "steps"):
+        assert np.array_equal(arrays[f"{column}.audit"][audited], arrays[f"{column}.apgd-ce-20"][audited])
+    assert report["search"]["agreement_verdict"] == 1.0
+    assert report["attacks"]["audit"]["accuracy"] == report["robust"]
+    asked = sum(arrays[f"judged.{name}"].sum() for name in report["attacks"])
+    assert report["search"]["judge_calls"] == asked
+    assert all((arrays[f"judged.{name}"] <= arrays[f"forwards.{name}"]).all() for name in report["attacks"])
+
+
+@pytest.mark.parametrize(("missed", "gained", "raised"), [(0, 0, False), (9, 9, False), (1, 0, False), (20, 1, True)])
+def test_a_search_that_misses_is_flagged(missed: int, gained: int, raised: bool) -> None:
+    rows = np.arange(120)
+    both = rows >= 90
+    ledger = {"broken.audit": (rows < missed) | both, "broken.a": ((rows >= missed) & (rows < missed + gained)) | both}
+    ledger["run.audit"] = np.where(rows < 100, 0, -1)
+    column = audit.pairs(ledger, {"entries": [{"name": "a"}, {"name": "audit", "audits": "a"}]})
+    assert (column >= 0).sum() == 100
+    (flag,) = flags({}, {}, {"fast-search-misses": column}, {})
+    assert (flag["raised"], flag["value"]) == (raised, (missed - gained) / 100)
+
+
+@pytest.mark.usefixtures("short")
+def test_what_the_audit_breaks_is_broken(path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that finds nothing: float32's finds are kept, flagged, and in the worst case."""
+    monkeypatch.setattr(search, "followed", lambda network, head, precision: Blind(network))
+    _, report = result(job(path, "bf16", suite="fast"), tmp_path / "run", silent)
+    assert report["search"]["missed"] > 5
+    assert "fast-search-misses" in {flag["name"] for flag in report["flags"] if flag["raised"]}
+    assert report["verdict"] != "trustworthy"
+    assert report["robust"] <= report["clean"] - report["search"]["missed"] / N + 1e-9
+
+
+class Blind(nn.Module):
+    """Flat and sure of itself."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def trace(self, x: Tensor) -> Any:
+        output = self.network.trace(x)
+        with torch.no_grad():
+            sure = self.network.trace(x.round()).logits
+        return output._replace(logits=1e3 * sure + 0 * output.logits)
