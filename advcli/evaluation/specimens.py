@@ -16,7 +16,7 @@ from torch import Tensor
 from advcli.attacks import Surrogate, Threat, ascend
 from advcli.attacks.losses import attack_loss
 from advcli.data import Split, to_float
-from advcli.draws import Draws
+from advcli.draws import Draws, uniform
 from advcli.errors import CheckpointError, DataError, UsageError
 from advcli.evaluation.engine import Job, images_digest, pick
 from advcli.evaluation.session import Options, default_chunk, open_split, threat
@@ -83,6 +83,12 @@ class Specimens:
         return self.loaded.network
 
     @property
+    def class_weights(self) -> Floats:
+        """(N, C * cells**2): what the classifier weighs features by for the true class of each image."""
+        weights: Floats = self.network.linear.weight.detach().cpu().numpy()[self.labels]
+        return weights
+
+    @property
     def about(self) -> str:
         """Where the adversarial images come from, such as `linf eps 8/255, adversarial images: 88 of quick-1f3c9a2b, 12 pgd-20`."""
         places = [name.rpartition(" of ") for name in self.attacks]
@@ -94,6 +100,13 @@ class Specimens:
         """The images with uniform noise of the threat's size (ARREST, eq. 5)."""
         draws = Draws(seed, torch.from_numpy(self.index), "figures/noise")
         return self.threat.random_start(torch.from_numpy(self.images), draws).numpy()
+
+    def others(self, seed: int) -> NDArray[np.int64]:
+        """For each image (N,) the position of a uniformly drawn one with another label; -1 where all have the same."""
+        drawn = uniform((seed, "figures/other"), torch.from_numpy(self.index), 0, ()).tolist()
+        different = {label: np.flatnonzero(self.labels != label) for label in set(self.labels.tolist())}
+        rows = [different[label] for label in self.labels.tolist()]
+        return np.array([row[int(u * len(row))] if len(row) else -1 for u, row in zip(drawn, rows, strict=True)])
 
     def see(self, images: Floats) -> Seen:
         """What the deployed network makes of images (N, C, H, W); CheckpointError where that is no number."""

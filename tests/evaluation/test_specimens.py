@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -103,6 +104,17 @@ def test_noise_is_uniform_in_the_ball_and_keyed_by_image(attacked: Path) -> None
     assert 0.1 < np.abs(noise).max() <= 0.15 + 1e-6
     rows = np.searchsorted(many.index, few.index)
     np.testing.assert_array_equal(few.noisy(0), many.noisy(0)[rows])
+
+
+def test_the_other_image_has_another_label_and_is_drawn_evenly(attacked: Path) -> None:
+    (found,) = collect([attacked], Request(5, attack="pgd-20"))
+    labels = np.repeat(np.arange(4), 500)
+    many = dataclasses.replace(found, labels=labels, index=np.arange(2000))
+    assert (labels[many.others(0)] != labels).all()
+    counts = np.bincount(labels[many.others(0)], minlength=4)
+    assert np.abs(counts - 500).max() < 100  # binomial, deviation 19
+    assert (many.others(1) != many.others(0)).any()
+    assert dataclasses.replace(found, labels=labels[:3], index=np.arange(3)).others(0).tolist() == [-1, -1, -1]
 
 
 def foreign(folder: Path, like: Path, spoil: float = 1.0, **changes: object) -> Path:

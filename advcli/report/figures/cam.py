@@ -54,10 +54,9 @@ def gather(runs: Sequence[Path], request: Request) -> FigureData:
 
 
 def _maps(specimens: Specimens) -> Maps:
-    head = specimens.network.linear.weight.detach().cpu().numpy()
     clean, adversarial = (specimens.see(images) for images in (specimens.images, specimens.adversarial))
     on_clean, on_adversarial = (
-        activation_maps(seen.features, head[specimens.labels], specimens.network.cells) for seen in (clean, adversarial)
+        activation_maps(seen.features, specimens.class_weights, specimens.network.cells) for seen in (clean, adversarial)
     )
     return Maps(on_clean, on_adversarial, clean.logits.argmax(1), adversarial.logits.argmax(1))
 

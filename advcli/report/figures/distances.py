@@ -69,7 +69,7 @@ def _values(rows: Sequence[dict[str, Any]], run: str, key: str) -> Floats:
 
 def _rows(name: str, specimens: Specimens, seed: int) -> list[dict[str, Any]]:
     natural, adversarial = (specimens.see(x).pooled for x in (specimens.images, specimens.adversarial))
-    other = others(specimens.labels, specimens.index, seed)
+    other = specimens.others(seed)
     exists = other >= 0
     measured = {
         f"{measure.__name__}_{what}": np.where(valid, measure(natural, to), np.nan)
@@ -89,17 +89,6 @@ def _rows(name: str, specimens: Specimens, seed: int) -> list[dict[str, Any]]:
         }
         for i in range(len(natural))
     ]
-
-
-def others(labels: NDArray[np.int64], index: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """For each image (N,) the position of a uniformly drawn one with another label; -1 where all have the same."""
-    import torch
-
-    from advcli.draws import uniform
-
-    drawn = uniform((seed, "figures/other"), torch.from_numpy(index), 0, ())
-    different = [np.flatnonzero(labels != label) for label in labels]
-    return np.array([rows[int(u * len(rows))] if len(rows) else -1 for u, rows in zip(drawn.tolist(), different, strict=True)])
 
 
 @style.styled

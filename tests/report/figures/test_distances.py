@@ -9,7 +9,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from advcli.evaluation.specimens import Request, collect
-from advcli.report.figures.distances import cosine, draw, gather, l2, others
+from advcli.report.figures.distances import cosine, draw, gather, l2
 
 
 def test_by_hand() -> None:
@@ -17,16 +17,6 @@ def test_by_hand() -> None:
     assert l2(a, b).tolist() == [5.0, 1.0, 0.0]
     np.testing.assert_allclose(cosine(a, b), [np.nan, 1 / np.sqrt(2), np.nan], rtol=1e-15)
     assert cosine(a[:1], -2 * a[:1]).tolist() == [-1.0]
-
-
-def test_the_other_image_has_another_label_and_is_drawn_evenly() -> None:
-    labels = np.repeat(np.arange(4), 500)
-    found = others(labels, np.arange(2000), 0)
-    assert (labels[found] != labels).all()
-    counts = np.bincount(labels[found], minlength=4)
-    assert np.abs(counts - 500).max() < 100  # binomial, deviation 19
-    assert (others(labels, np.arange(2000), 1) != found).any()
-    assert others(np.zeros(3, np.int64), np.arange(3), 0).tolist() == [-1, -1, -1]
 
 
 def test_rows_are_distances_of_what_the_classifier_reads(two_runs: list[Path]) -> None:
