@@ -23,13 +23,18 @@ def show(page: Page) -> None:
         terminal.OUT.print(_plain(line), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for position, name in enumerate(page.header):
-        table.add_column(escape(_plain(name)), justify="right" if position else "left", overflow="fold", min_width=4)
+        table.add_column(escape(_broken(_plain(name))), justify="right" if position else "left", overflow="fold", min_width=4)
     for row in page.rows:
         table.add_row(*map(_on_screen, row))
     terminal.OUT.print(table)
     for line in page.below:
         terminal.OUT.print(escape(_plain(line)))
     terminal.OUT.print(f"[bold]{escape(_plain(page.last))}[/bold]")
+
+
+def _broken(name: str) -> str:
+    """A long name of a column in lines, at its own joints."""
+    return name.replace("/", "/\n").replace(":", ":\n") if len(name) > 12 else name
 
 
 def _unicode() -> bool:
