@@ -27,8 +27,6 @@ from advcli.runs.given import NOTHING_GIVEN, Given
 from advcli.training.cost import forward_flops
 from advcli.training.device import pick_device
 
-_ASSUMED = {"norm": "linf", "eps": "8/255"}  # of checkpoints of others, which do not say what they were trained for
-
 
 @dataclass(frozen=True)
 class Options:
@@ -87,6 +85,9 @@ def attack(loaded: Loaded, options: Options, watcher: Watcher) -> tuple[Path, di
     kind = (options.suite, options.engine, options.seed, chunk)
     job = Job(loaded, images, radius, eps_text, *kind, data, options.split, options.head, sources)
     return evaluate(job, options.out, watcher, device=device, resume=options.resume)
+
+
+_ASSUMED = {"norm": "linf", "eps": "8/255"}  # of checkpoints of others, which do not say what they were trained for
 
 
 def open_checkpoint(options: Options, watcher: Watcher) -> Loaded:
