@@ -29,7 +29,6 @@ from advcli.training.cost import forward_flops
 from advcli.training.device import pick_device
 
 _HARD = ("aa", "aa-plus", "aa-rand")  # as hard as it gets for a network that hides nothing
-_ASSUMED = {"norm": "linf", "eps": "8/255"}  # of checkpoints of others, which do not say what they were trained for
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,9 @@ def _job(loaded: Loaded, options: Options, watcher: Watcher) -> Job:
     kind = (options.suite, options.engine, options.seed, chunk)
     search = _search(loaded, radius, options)
     return Job(loaded, images, radius, eps_text, *kind, data, options.split, options.head, sources, search)
+
+
+_ASSUMED = {"norm": "linf", "eps": "8/255"}  # of checkpoints of others, which do not say what they were trained for
 
 
 def open_checkpoint(options: Options, watcher: Watcher) -> Loaded:
