@@ -254,3 +254,43 @@ def test_as_a_callable_it_keeps_the_point_of_largest_margin_over_runs() -> None:
         margins = [m for a in attempts for p, m in zip(a.positions.tolist(), a.found.margins.tolist(), strict=True) if p == i]
         assert found.margins[i] == (margins[-1] if found.broken[i] else max(margins))
     torch.testing.assert_close(margin(model(found.x_adv), y), found.margins, rtol=0, atol=1e-5)
+
+
+# Surrogates that compute otherwise than the judge.
+
+
+class Shy(Surrogate):
+    """Takes every margin for smaller than it is, by `shift`."""
+
+    def __init__(self, model: Spied, shift: float, error: float) -> None:
+        super().__init__(model.trace, error=error)
+        self.shift = shift
+
+    def __call__(self, x: Tensor, condition: Any) -> ModelOutput:
+        output = super().__call__(x, condition)
+        return output._replace(logits=output.logits + self.shift * nn.functional.one_hot(condition["label"], K))
+
+
+@pytest.mark.parametrize("name", ["pgd-momentum", "square", "square-l2"])
+def test_within_its_error_a_shy_surrogate_finds_what_an_exact_one_finds(name: str) -> None:
+    """These follow the margin, which a shift leaves alone; only when they ask the judge depends on it."""
+    model, (x, y) = Spied(), examples()
+    run = [
+        ATTACKS[name](surrogate, Judge(model, chunk=8), x, y, Draws(0, torch.arange(N), "pool"), {"label": y})
+        for surrogate in (Surrogate(model.trace), Shy(model, 0.2, 0.2000001), Shy(model, 0.2, 0.0))
+    ]
+    exact, told, blind = run
+    assert 0 < exact.broken.sum() < N
+    assert torch.equal(told.broken, exact.broken)
+    assert torch.equal(told.steps, exact.steps)
+    assert blind.broken.sum() <= exact.broken.sum()
+
+
+@pytest.mark.parametrize(("error", "asked"), [(0.0, 1), (1e-9, 2)])
+def test_the_judge_sees_the_last_point_and_where_the_surrogate_errs_the_best_one(error: float, asked: int) -> None:
+    model = Spied()
+    for attack in (Apgd(Threat("linf", 1e-9), "ce", steps=5, restarts=2), Apgd(Threat("linf", 1e-9), "dlr-targeted", steps=5, targets=3)):
+        finals = [a for a in stream(attack, Surrogate(model.trace, error=error), Judge(model, chunk=8), task()) if bool(a.final.any())]
+        for attempt in finals:
+            assert (attempt.judged[attempt.final] == asked * attack.runs).all()
+            assert (attempt.forwards - attempt.judged == attempt.backwards).all()
