@@ -27,7 +27,8 @@ from advcli.attacks.losses import attack_loss
 from advcli.data import to_float
 from advcli.draws import Draws
 from advcli.errors import UsageError
-from advcli.evaluation.engine import Job, evaluate
+from advcli.evaluation.engine import evaluate
+from advcli.evaluation.job import Job
 from advcli.models import frozen
 from advcli.runs.checkpoint import versions
 

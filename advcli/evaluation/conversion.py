@@ -7,7 +7,7 @@ from typing import Any
 
 from advcli.errors import UsageError
 from advcli.evaluation import session
-from advcli.evaluation.engine import Watcher
+from advcli.evaluation.job import Watcher
 from advcli.evaluation.session import Options
 from advcli.runs.checkpoint import write_network
 from advcli.runs.folder import new_model_file

@@ -7,7 +7,7 @@ from typing import Any
 
 from advcli.errors import UsageError
 from advcli.evaluation import session
-from advcli.evaluation.engine import Watcher
+from advcli.evaluation.job import Watcher
 from advcli.evaluation.radii import summarise
 from advcli.evaluation.session import Options
 from advcli.evaluation.stored import open_evaluation

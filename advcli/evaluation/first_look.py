@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advcli.data import Split, to_float
-from advcli.evaluation.engine import pick
+from advcli.evaluation.job import pick
 from advcli.measures import wilson
 from advcli.models.modes import frozen
 from advcli.runs.checkpoint import Loaded

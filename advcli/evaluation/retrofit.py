@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from advcli.errors import ResumeError, UsageError
 from advcli.evaluation import session
-from advcli.evaluation.engine import Watcher
+from advcli.evaluation.job import Watcher
 from advcli.evaluation.pairs import difference
 from advcli.evaluation.session import Options
 from advcli.evaluation.stored import Evaluation, open_evaluation

@@ -74,6 +74,10 @@ class Search:
             return "fp32"
         return "folded" if getattr(entry.attack, "needs_float32", False) else self.precision
 
+    @property
+    def is_fast(self) -> bool:
+        return self.precision != "fp32"
+
     def header(self) -> dict[str, Any]:
         """For receipts: without the clock, which is different every time."""
         return {key: value for key, value in asdict(self).items() if key != "seconds"}

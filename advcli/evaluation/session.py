@@ -14,7 +14,8 @@ from advcli.attacks import Threat
 from advcli.data import Split, load_test
 from advcli.errors import CheckFailedError, CheckpointError, DataError, UsageError
 from advcli.evaluation import first_look
-from advcli.evaluation.engine import Job, Watcher, evaluate, pick
+from advcli.evaluation.engine import evaluate
+from advcli.evaluation.job import Job, Watcher, pick
 from advcli.evaluation.search import FLOOR, SHORT
 from advcli.evaluation.suites import TRANSFER, suite
 from advcli.models import head_of, with_gate

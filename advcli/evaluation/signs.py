@@ -11,15 +11,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from advcli.attacks import Cost, Pgd, Surrogate, Threat
 from advcli.attacks.losses import attack_loss, cross_entropy, margin
 from advcli.attacks.pool import State, given
+from advcli.data import Split, to_float
 from advcli.draws import Draws
 from advcli.evaluation.active import active_test
+from advcli.evaluation.job import pick
 from advcli.models import ModelOutput
+from advcli.runs.ledger import Arrays
 
 SAMPLE = 128
 """Images at most; ten and one of them on one side are enough for a p-value under 0.001."""
@@ -38,6 +42,18 @@ class Sample(NamedTuple):
     images: Tensor
     labels: Tensor
     draws: Draws
+
+
+def columns(trace: Callable[[Tensor], ModelOutput], threat: Threat, images: Split, seed: int) -> Arrays:
+    """Of every probe a column (n,) int8 for a ledger: weak + 2 * strong of the images in a seeded sample, -1 for the others."""
+    part = pick(images, SAMPLE, seed)
+    sample = Sample(to_float(part.images), part.labels, Draws(seed, part.index, "signs"))
+    pairs = measure(trace, threat, sample, int(images.labels.bincount().argmax()), Cost())
+    place = torch.isin(images.index, part.index).cpu().numpy()
+    found = {name: np.full(len(images), -1, np.int8) for name in pairs}
+    for name, (weak, strong) in pairs.items():
+        found[name][place] = (weak.to(torch.int8) + 2 * strong.to(torch.int8)).cpu().numpy()
+    return found
 
 
 def measure(trace: Callable[[Tensor], ModelOutput], threat: Threat, sample: Sample, largest_class: int, cost: Cost) -> dict[str, Pair]:

@@ -18,7 +18,7 @@ from advcli.attacks.losses import attack_loss
 from advcli.data import Split, to_float
 from advcli.draws import Draws, uniform
 from advcli.errors import CheckpointError, DataError, UsageError
-from advcli.evaluation.engine import Job, images_digest, pick
+from advcli.evaluation.job import Job, images_digest, pick
 from advcli.evaluation.session import Options, default_chunk, open_split, threat
 from advcli.gates.gate import pool
 from advcli.models import Network, frozen

@@ -18,7 +18,7 @@ from advcli.attacks.targets import by_distance
 from advcli.data import Split, load_test, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckFailedError, CheckpointError, UsageError
-from advcli.evaluation.engine import Job
+from advcli.evaluation.job import Job
 from advcli.evaluation.search import followed
 from advcli.evaluation.summary import summarise
 from advcli.models import Architecture, HeadView, Network, frozen, head_of, with_gate

@@ -50,7 +50,7 @@ def test_every_radius_has_its_own_receipt(checkpoint: Path, silent: Any, monkeyp
         assert identity["threat"]["eps"] == float(point["eps"])
     assert report["seconds"] > 0
     json.dumps(report, allow_nan=False)
-    monkeypatch.setattr(engine, "_Run", lambda *args: pytest.fail("it ran again"))
+    monkeypatch.setattr(engine, "Run", lambda *args: pytest.fail("it ran again"))
     assert curve.run(options(checkpoint, "0.05,0.15,0.3"), silent) == report, "what is finished is read"
 
 

@@ -20,7 +20,8 @@ from advcli.attacks import Found, Threat
 from advcli.data import Split, load_test, to_float
 from advcli.errors import AdvcliError, CheckpointError, InterruptedRunError, ResumeError, UsageError
 from advcli.evaluation import engine, suites
-from advcli.evaluation.engine import Job, evaluate, pick
+from advcli.evaluation.engine import evaluate
+from advcli.evaluation.job import Job, pick
 from advcli.evaluation.session import Options, run
 from advcli.measures import wilson
 from advcli.recipe.schema import Data
@@ -130,7 +131,7 @@ def test_stored_examples_are_allowed_and_fool_a_fresh_network(evaluated: tuple[P
 
 def test_a_second_call_reports_the_same_without_running(checkpoint: Path, silent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = attack(checkpoint, silent, n=12)
-    monkeypatch.setattr(engine, "_Run", lambda *args: pytest.fail("it ran again"))
+    monkeypatch.setattr(engine, "Run", lambda *args: pytest.fail("it ran again"))
     assert attack(checkpoint, silent, n=12) == first
     assert attack(checkpoint, silent, n=12, resume=True) == first
 

@@ -16,7 +16,8 @@ import torch
 
 from advcli.attacks import Threat
 from advcli.data import load_test
-from advcli.evaluation.engine import Job, evaluate, pick
+from advcli.evaluation.engine import evaluate
+from advcli.evaluation.job import Job, pick
 from advcli.evaluation.masking import raised
 from advcli.recipe.schema import Data
 from advcli.runs.checkpoint import Loaded

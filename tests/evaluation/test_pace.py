@@ -14,9 +14,10 @@ from advcli.attacks.losses import attack_loss
 from advcli.attacks.pool import PooledAttack, Task, stream
 from advcli.data import load_test
 from advcli.draws import Draws
-from advcli.evaluation import engine, suites
-from advcli.evaluation.engine import Job, evaluate, pick
+from advcli.evaluation import run, suites
+from advcli.evaluation.engine import evaluate
 from advcli.evaluation.entries import Entry
+from advcli.evaluation.job import Job, pick
 from advcli.evaluation.pace import Pace, measure, slots
 from advcli.evaluation.suites import suite
 from advcli.models import Architecture, build
@@ -89,7 +90,7 @@ def test_a_whole_run_tells_what_is_left_in_the_work_that_it_then_does(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a quarter after the first tenth, counted in passes, so that no clock is in it."""
-    monkeypatch.setattr(engine, "measure", lambda entries, *rest: [1.0] * len(entries))
+    monkeypatch.setattr(run, "measure", lambda entries, *rest: [1.0] * len(entries))
     for name, less in (("Apgd", {"steps": 10}), ("Fab", {"steps": 10}), ("Square", {"queries": 500})):
         monkeypatch.setattr(suites, name, partial(getattr(suites, name), **less))
     images = pick(load_test(Data(name="digits"))[0], 24, seed=0)

@@ -17,7 +17,8 @@ from advcli.data import load_test, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
 from advcli.evaluation import audit, search, session, suites, verify
-from advcli.evaluation.engine import Job, evaluate, pick
+from advcli.evaluation.engine import evaluate
+from advcli.evaluation.job import Job, pick
 from advcli.evaluation.masking import flags
 from advcli.evaluation.search import Agreement, Search
 from advcli.evaluation.session import Options

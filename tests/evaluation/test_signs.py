@@ -13,7 +13,7 @@ from advcli.attacks import Cost, Threat
 from advcli.data import load_test, to_float
 from advcli.draws import Draws
 from advcli.evaluation.active import IMAGES, POINTS, active_test
-from advcli.evaluation.engine import pick
+from advcli.evaluation.job import pick
 from advcli.evaluation.masking import CHECKS, flags, raised
 from advcli.evaluation.signs import Sample, measure
 from advcli.models import ModelOutput, frozen
