@@ -20,7 +20,8 @@ from PIL import Image
 from advcli.attacks import Threat
 from advcli.data import Split, load_test
 from advcli.errors import InterruptedRunError, UsageError
-from advcli.evaluation import run, suites, verify
+from advcli.evaluation import run as running
+from advcli.evaluation import suites, verify
 from advcli.evaluation.engine import evaluate
 from advcli.evaluation.job import Job, pick
 from advcli.evaluation.session import Options, run
@@ -81,7 +82,7 @@ def is_robust(arrays: Arrays) -> Any:
 @pytest.mark.usefixtures("short")
 def test_an_image_has_the_same_row_in_every_company(path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One rounding bound for all: it is measured on the images of a run, and decides with the rest."""
-    monkeypatch.setattr(run, "measure_bound", lambda model, x: 1e-5)
+    monkeypatch.setattr(running, "measure_bound", lambda model, x: 1e-5)
     split = images(40)
     whole, _ = result(job(path, split, chunk=16), tmp_path / "whole", silent)
     assert {0, 1} <= set(whole["found_by"].tolist())
