@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from advcli.cli.options import Arch, Checkpoint, Data, DataRoot, Device, Json, Mean, NumClasses, Out, Quiet, Size, Std
+from advcli.cli.options import Arch, Checkpoints, Data, DataRoot, Device, Json, Mean, NumClasses, Out, Quiet, Size, Std
 from advcli.cli.output import print_json
 
 
 def attack(
-    checkpoint: Checkpoint = None,
+    checkpoint: Checkpoints = None,
     suite: Annotated[
         str,
         typer.Option(help="quick, paper, fast, aa, aa-plus, aa-rand, adaptive, full or transfer. adaptive knows what hides the gradient."),
@@ -62,13 +62,14 @@ def attack(
 
     Example: advcli attack runs/quickstart/model.safetensors --suite aa
     """
-    from advcli.evaluation import curve, session
+    from advcli.evaluation import curve, matrix, session
     from advcli.report import page, subject, terminal
     from advcli.report.progress import AttackProgress
     from advcli.runs.given import Given
 
-    path = session.find_checkpoint(checkpoint)
-    if checkpoint is None and not quiet:
+    targets = checkpoint or []
+    path = session.find_checkpoint(targets[0] if targets else None)
+    if not targets and not quiet:
         terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}", markup=False)
     sources, given = tuple(source or ()), Given.typed(arch, num_classes, mean, std)
     options = session.Options(
@@ -78,7 +79,11 @@ def attack(
         search=search_precision,
     )
     with AttackProgress(quiet=quiet) as progress:
-        if curve.is_list(eps):
+        if len(targets) > 1:
+            report = matrix.run(options, targets, progress)
+            folders = [Path(row["receipt"]) for row in report["matrix"]]
+            show = partial(terminal.show_matrix, report)
+        elif curve.is_list(eps):
             report = curve.run(options, progress)
             folders = [Path(point["receipt"]) for point in report["curve"]]
             show = partial(terminal.show_curve, report)

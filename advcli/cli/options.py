@@ -18,14 +18,14 @@ Out = Annotated[Path | None, typer.Option(help="Folder to write; it must be new 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the newest folder of this recipe's name, or --out, stopped.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe, sizes and cost, run one step, make no run folder.")]
 
-Checkpoint = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[CKPT]",
-        help="A model.safetensors or its folder; somebody else's .pt, .pth or .safetensors, torchvision:NAME@WEIGHTS, timm:NAME or "
-        "hf:REPO/FILE; left out: the newest under runs/.",
-        show_default=False,
-    ),
+_CHECKPOINT = (
+    "A model.safetensors or its folder; somebody else's .pt, .pth or .safetensors, torchvision:NAME@WEIGHTS, timm:NAME or "
+    "hf:REPO/FILE; left out: the newest under runs/."
+)
+Checkpoint = Annotated[Path | None, typer.Argument(metavar="[CKPT]", help=_CHECKPOINT, show_default=False)]
+Checkpoints = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[CKPT...]", help=f"{_CHECKPOINT} Several: a matrix of suite transfer.", show_default=False),
 ]
 Data = Annotated[
     str | None, typer.Option(help="Another data set than the checkpoint's; needed for others' checkpoints.", show_default=False)

@@ -128,6 +128,35 @@ def show_curve(report: Mapping[str, Any]) -> None:
     OUT.print(f"[bold]robust {percent(last['robust'])} %[/bold] {bounds} at eps {literal(last['eps'])}, {_SHORT[last['verdict']]}")
 
 
+def show_matrix(report: Mapping[str, Any]) -> None:
+    """A row a target, a column a source; the last line is the target that stands best, by the source that breaks most of it."""
+    n, rows = report["n"], report["matrix"]
+    threat = report["threat"]
+    what = f"{threat['norm']} eps {threat['eps']}, suite {report['suite']}, {report['data']} {report['split']}, n = {n}"
+    OUT.print(literal(what), soft_wrap=True)
+    sources = list(dict.fromkeys(source for row in rows for source in row["sources"]))
+    table = Table()
+    table.add_column("target", overflow="fold")
+    for name in ("clean %", *(f"from {number}" for number, _ in enumerate(sources, 1))):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        cells = [percent(row["sources"][source]["robust"]) if source in row["sources"] else "-" for source in sources]
+        table.add_row(literal(row["target"]), percent(row["clean"]), *cells)
+    OUT.print(table)
+    for number, source in enumerate(sources, 1):
+        OUT.print(f"from {number}: {literal(source)}", soft_wrap=True)
+    OUT.print("what stands, %, worst case per image over what one source's attacks made; -: the network itself")
+    for note in report["notes"]:
+        OUT.print(f"note {literal(note)}")
+    for row in rows:
+        OUT.print(f"receipt {literal(row['receipt'])}", soft_wrap=True)
+    lowest = [min(cell["robust"] for cell in row["sources"].values()) for row in rows]
+    best = max(range(len(rows)), key=lambda number: lowest[number])
+    OUT.print(f"stands best: {literal(rows[best]['target'])}", soft_wrap=True)
+    bounds = literal(interval(lowest[best], n))
+    OUT.print(f"[bold]robust {percent(lowest[best])} %[/bold] {bounds} by its worst source: an upper bound")
+
+
 def show_bench(result: Mapping[str, Any]) -> None:
     """A row for each peer and numerics; ratios are theirs over ours, medians of rounds with their quartiles."""
     OUT.print(literal(str(result["checkpoint"])), soft_wrap=True)

@@ -15,9 +15,10 @@ from advcli.attacks import Surrogate
 from advcli.cli.app import app
 from advcli.data import load_test, to_float
 from advcli.errors import CheckpointError, UsageError
-from advcli.evaluation import verify
+from advcli.evaluation import matrix, verify
 from advcli.evaluation.session import Options, run
 from advcli.recipe.schema import Data
+from advcli.report import terminal
 from advcli.runs.checkpoint import load_network
 from advcli.runs.ledger import Ledger
 from advcli.training import session as training
@@ -135,3 +136,57 @@ def test_the_command_takes_sources(checkpoint: Path, others: tuple[Path, Path]) 
     done = CliRunner().invoke(app, [*words, "--source", str(others[0]), "--source", str(others[1].parent)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert len(json.loads(done.stdout)["attacks"]) == 4
+
+
+# Several targets.
+
+
+def table(checkpoint: Path, others: tuple[Path, Path], silent: Any, tmp_path: Path) -> dict[str, Any]:
+    options = Options(checkpoint, "transfer", source=(checkpoint, *others), n=N, device="cpu", batch_size=8, eps="0.3", out=tmp_path / "m")
+    return matrix.run(options, [checkpoint, others[0]], silent)
+
+
+def test_a_matrix_is_its_evaluations_side_by_side(checkpoint: Path, others: tuple[Path, Path], silent: Any, tmp_path: Path) -> None:
+    found = table(checkpoint, others, silent, tmp_path)
+    assert [row["target"] for row in found["matrix"]] == [str(checkpoint), str(others[0])]
+    first, second = (row["sources"] for row in found["matrix"])
+    assert list(first) == [label(path) for path in others], "a network is no source of its own"
+    assert list(second) == [next(key for key in second if key not in first), label(others[1])]
+    folder, alone = transfer(checkpoint, silent, others[0], eps="0.3", out=tmp_path / "alone")
+    cell = first[label(others[0])]
+    assert cell["robust"] == alone["robust"]
+    assert cell["ci"] == alone["ci"]
+    assert cell["attacks"] == {name.partition("@")[0]: row["accuracy"] for name, row in alone["attacks"].items()}
+    assert cell["robust"] <= min(cell["attacks"].values())
+    assert found["verdict"] == "upper bound"
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [f"1-{checkpoint.parent.name}", f"2-{others[0].parent.name}"]
+    assert folder.is_dir()
+
+
+def test_the_matrix_fits_and_ends_with_a_number(
+    checkpoint: Path, others: tuple[Path, Path], silent: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = table(checkpoint, others, silent, tmp_path)
+    terminal.show_matrix(found)
+    lines = capsys.readouterr().out.splitlines()
+    lowest = max(min(cell["robust"] for cell in row["sources"].values()) for row in found["matrix"])
+    assert lines[-1].startswith(f"robust {100 * lowest:.1f} % [")
+    assert lines[-1].endswith("an upper bound")
+    assert any(line.count("-") and "net" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("suite", "twice", "sources", "what"),
+    [
+        ("quick", False, 2, "several checkpoints make a transfer matrix"),
+        ("transfer", True, 2, "named twice"),
+        ("transfer", False, 1, "no source is left"),
+    ],
+)
+def test_matrices_that_cannot_be(
+    suite: str, twice: bool, sources: int, what: str, checkpoint: Path, others: tuple[Path, Path], silent: Any
+) -> None:
+    targets = [checkpoint, checkpoint if twice else others[0]]
+    with pytest.raises(UsageError, match=what):
+        matrix.run(Options(checkpoint, suite, source=others[:sources], n=N), targets, silent)
+    assert not (checkpoint.parent / "evals").exists(), "nothing was begun"
