@@ -85,15 +85,11 @@ def test_a_lie_is_found_out(lie: str, base: Loaded, twin: float, attack: Callabl
     report = attack(lies.tell(base, lie), "full", "train" if lie == LOOKUP else "test")
     show(lie, report)
     assert report["robust"] <= twin + 0.02 or report["verdict"] != "trustworthy"
+    if lie in lies.GATES:  # over unchanged weights, its probe the network's own head, a gate adds nothing that stands
+        assert report["robust"] <= twin + 0.02
     naive = max(report["worst"]["aa"], report["attacks"][PGD]["accuracy"])
     if naive - min(twin, report["robust"]) > 0.1:  # eleven images of a hundred are the least that is evidence
         assert raised(report["flags"]), "an inflated number without a flag"
-
-
-@pytest.mark.parametrize("lie", lies.GATES)
-def test_attacks_that_know_the_gate_bring_it_to_its_twin(lie: str, base: Loaded, twin: float, attack: Callable[..., Report]) -> None:
-    """A gate over unchanged weights, whose probe is the network's own head, adds nothing that stands."""
-    assert attack(lies.tell(base, lie), "adaptive")["robust"] <= twin + 0.02
 
 
 @pytest.mark.parametrize("seed", [0, 1])
