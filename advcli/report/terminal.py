@@ -22,7 +22,7 @@ _AS = {"as shipped": "shipped", "same numerics": "same"}
 _KIND = {
     "trustworthy": "worst case",
     "upper bound": "worst case of these attacks alone: an upper bound",
-    "masked": "gradients look masked: do not trust this number",
+    "masked": "gradients look masked: at best an upper bound",
 }
 _SHORT = {"trustworthy": "worst case", "upper bound": "an upper bound", "masked": "masked: do not trust it"}  # beside a radius
 

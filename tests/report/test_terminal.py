@@ -91,7 +91,7 @@ REPORTS: dict[str, tuple[dict[str, Any], str]] = {
     "trustworthy": ({"suite": "aa", "verdict": "trustworthy"}, "robust 45.5 % [38.7, 52.4] worst case"),
     "masked": (
         {"verdict": "masked", "flags": [FLAG]},
-        "robust 45.5 % [38.7, 52.4] gradients look masked: do not trust this number",
+        "robust 45.5 % [38.7, 52.4] gradients look masked: at best an upper bound",
     ),
     "widest": ({"robust": 1.0, "n": 10**7}, "robust 100.0 % [100.0, 100.0] worst case of these attacks alone: an upper bound"),
     "no clock": ({"seconds": None, "robust": 0.0}, "robust 0.0 % [0.0, 1.9] worst case of these attacks alone: an upper bound"),
