@@ -50,7 +50,7 @@ class _Labelled:
 
     def __init__(self, watcher: Watcher, eps: str) -> None:
         self.watcher, self.eps = watcher, eps
-        self.started, self.advanced = watcher.started, watcher.advanced
+        self.planned, self.started, self.advanced = watcher.planned, watcher.started, watcher.advanced
 
     def attacking(self, name: str, survivors: int, of: int) -> None:
         self.watcher.attacking(f"eps {self.eps} {name}", survivors, of)

@@ -15,8 +15,12 @@ from advcli.runs.checkpoint import Loaded
 
 
 class Watcher(Protocol):
-    """Whoever shows progress. spent and left are work done in this session and still to come, in seconds as they passed at the start."""
+    """Whoever shows progress. planned: what it costs if nothing breaks.
 
+    spent and left are work done in this session and still to come, in seconds as they passed at the start.
+    """
+
+    def planned(self, attacks: int, passes: int, seconds: float) -> None: ...
     def started(self, done: int, total: int) -> None: ...
     def attacking(self, name: str, survivors: int, of: int) -> None: ...
     def advanced(self, done: int, spent: float, left: float) -> None: ...

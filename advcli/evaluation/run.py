@@ -82,6 +82,9 @@ class Run:
             self._look_for_signs()
             task = self._task(self.entries[0], torch.arange(len(alive), device=alive.device), logits)
             self.pace = Pace(self.entries, measure(self.entries, self._surrogate, task, self.job.chunk), self.job.chunk)
+            standing = int(correct.sum())
+            passes = standing * sum(entry.attack.passes for entry in self.entries)
+            self.watcher.planned(len(self.entries), passes, self.pace.left(0, 0, standing, standing))
             self.watcher.started(sum(len(ids) for ids in stored.values()), int(correct.sum()) * len(self.entries))
             for position, entry in enumerate(self.entries):
                 due = torch.nonzero(self._due(entry, alive, correct))[:, 0]

@@ -87,6 +87,11 @@ class TrainingProgress(_Display):
 class AttackProgress(_Display):
     """The time left is the engine's estimate of the work left, at the pace at which work was done so far."""
 
+    def planned(self, attacks: int, passes: int, seconds: float) -> None:
+        if not self.quiet:
+            cost = f"at most {passes:,} passes, about {duration(seconds)} if nothing breaks"
+            ERR.print(f"{attacks} attack{'s' * (attacks != 1)}: {cost}", soft_wrap=True)
+
     def started(self, done: int, total: int) -> None:
         self.begin("attacking", "verdict", done, total)
         self.name, self.standing = "", ""

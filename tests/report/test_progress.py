@@ -142,3 +142,11 @@ def test_a_bar_is_taken_down_by_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_what_an_evaluation_costs_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = listen(monkeypatch, terminal=False)
+    AttackProgress(quiet=False).planned(4, 8_821_000, 754.0)
+    assert heard.getvalue() == "4 attacks: at most 8,821,000 passes, about 12 min 34 s if nothing breaks\n"
+    AttackProgress(quiet=True).planned(1, 1, 1.0)
+    assert heard.getvalue().count("\n") == 1
