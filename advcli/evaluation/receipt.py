@@ -37,15 +37,12 @@ def header(job: Job, identity: dict[str, Any], traits: Traits, search: Search, e
 
 
 def _notes(job: Job, traits: Traits) -> list[str]:
+    """What a reader must know beside the reasons of the verdict, which are read from the rest."""
     few = [*job.loaded.header.get("notes", [])]
     few += notes(job.suite, job.loaded.architecture.num_classes) if job.engine == "native" else []
     if job.head != "final":
         few.append(f"the decision of head {job.head} was judged, not the one that is deployed")
-    if job.gated:
-        knows = "" if job.suite in ("adaptive", "full") else " (--suite adaptive knows the gate and comes closer)"
-        few.append(f"the network gates its features by its own decision, which hides the gradient: an upper bound{knows}")
-    few += traits.notes()
-    return few + (["training images: the network has seen them, so this is an upper bound"] if job.split == "train" else [])
+    return few + traits.notes()
 
 
 def _describe(entry: Entry, suite: str) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def show_attack(report: Mapping[str, Any], folder: str) -> None:
     for note in report["notes"]:
         OUT.print(f"note {literal(note)}")
     _show_flags(report["flags"])
+    _show_reasons(report)
     took = f" in {report['seconds']:.0f} s" if report.get("seconds") is not None else ""
     OUT.print(f"{report['forwards']:,} forwards, {report['backwards']:,} backwards{took}; {report['borderline']} borderline")
     OUT.print(f"receipt {literal(folder)}")
@@ -94,6 +95,14 @@ def _show_flags(flags: Sequence[Mapping[str, Any]]) -> None:
         OUT.print(f"[red]flag[/red] {literal(about)}")
     if flags:
         OUT.print(f"{len(flags)} checks for masked gradients, {len(raised) or 'none'} raised")
+
+
+def _show_reasons(report: Mapping[str, Any]) -> None:
+    """Why the verdict is what it is, but for the flags, which stand above."""
+    said = [flag["message"] for flag in report["flags"]]
+    for reason in report["reasons"]:
+        if reason not in said:
+            OUT.print(f"why {literal(reason)}")
 
 
 def _searched(search: Mapping[str, Any]) -> str:
@@ -122,6 +131,7 @@ def show_curve(report: Mapping[str, Any]) -> None:
     for note in report["notes"]:
         OUT.print(f"note {literal(note)}")
     _show_flags(report["flags"])
+    _show_reasons(report)
     for point in points:
         OUT.print(f"receipt {literal(point['receipt'])}", soft_wrap=True)
     last, bounds = points[-1], literal(interval(points[-1]["robust"], n))

@@ -77,7 +77,7 @@ def test_each_head_has_an_evaluation_of_its_own(gated: Path, silent: Any, tmp_pa
     assert len({report["identity"] for report in seen.values()}) == 3
     assert "pgd-20-joint" in seen["final"]["attacks"]
     assert "pgd-20-joint" not in seen["open"]["attacks"]
-    assert any("hides the gradient" in note for note in seen["final"]["notes"])
+    assert any("hides the gradient" in note for note in seen["final"]["reasons"])
     assert any("head open was judged" in note for note in seen["open"]["notes"])
 
 

@@ -65,6 +65,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "per_class": {str(k): {"n": 20, "clean": 0.9, "robust": 0.5 - k / 100} for k in range(10)},
         "worst_class": "9",
         "flags": [],
+        "reasons": ["suite quick is a few attacks, and others may break more"],
         "verdict": "upper bound",
         "seconds": 12.3,
         "forwards": 123_456,
