@@ -95,9 +95,12 @@ def _enumerated(network: Network, x: Tensor, condition: Condition) -> ModelOutpu
 
 
 def _spread(logits: Tensor) -> Tensor:
-    """(N,) or (N, K): from the first to the third logit, by which margins are made comparable, as in the DLR loss."""
+    """(N,) or (N, K): from the first to the third logit, by which margins are made comparable, as in the DLR loss.
+
+    Of two classes it is 1: there is no third, and a margin over itself would be 1 everywhere.
+    """
     top = logits.topk(min(3, logits.shape[-1]), -1).values
-    spread = (top[..., 0] - top[..., -1]).clamp_min(1e-12)
+    spread = (top[..., 0] - top[..., -1]).clamp_min(1e-12) if logits.shape[-1] > 2 else torch.ones_like(top[..., 0])
     return spread[:, None] if logits.dim() == 2 else spread
 
 

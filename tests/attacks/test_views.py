@@ -154,3 +154,14 @@ def test_enumeration_is_the_exact_condition_of_success() -> None:
                 value = seen[i, K if k == y[i] else k]
                 assert abs(float(min(gate, head)) - float(value)) < 1e-9
         assert bool((seen.gather(1, y[:, None]) == 0).all())
+
+
+def test_of_two_classes_enumeration_still_has_a_slope() -> None:
+    """A margin over the spread of two logits is 1 everywhere, and neither a gradient nor a random search would get anywhere."""
+    made = build(Architecture("small-cnn", 0.25, 2, 1, 8, gates=(ReverseAttention(name="reverse-attention"),)), seed=2).eval()
+    x, y = images().requires_grad_(True), made(images()).argmax(1)
+    loss = margin(ENUMERATED.see(made, x, {"label": y}).logits, y)
+    (gradient,) = torch.autograd.grad(loss.sum(), x)
+    assert bool((gradient.flatten(1).abs().amax(1) > 0).all())
+    assert len(set(loss.tolist())) == len(loss)
+    assert bool((loss < 0).all())
