@@ -12,6 +12,8 @@ from advcli.measures import mcnemar
 
 EFFECT = 0.02
 P_VALUE = 0.001
+FEWEST = next(n for n in range(1, 100) if mcnemar(n, 0) < P_VALUE)
+"""Images, eleven, of fewer than which no check of pairs can be raised, whatever the network hides."""
 
 Flag = dict[str, Any]
 Verdict = Literal["trustworthy", "upper bound", "masked"]
@@ -143,13 +145,13 @@ def _flag(name: str, is_raised: bool, value: float | None, p: float | None, **wo
     return whole | {"source": check.source, "message": check.message.format(**words)}
 
 
-def verdict(suite: str, split: str, found: Iterable[Flag], *, gated: bool = False) -> Verdict:
+def verdict(suite: str, split: str, found: Iterable[Flag], *, gated: bool = False, n: int = FEWEST) -> Verdict:
     """The least that the suite, the images and any raised flag allow.
 
-    `upper bound` for suites of a few fixed attacks (Carlini et al. 2019), on images that the network was trained on, and through gates
-    that hide the gradient: attacks that know them are the tightest bound here and no proof.
+    `upper bound` for suites of a few fixed attacks (Carlini et al. 2019), on images that the network was trained on, on n of them too
+    few for a flag, and through gates that hide the gradient: attacks that know them are the tightest bound here and no proof.
     """
-    bounded = suite in UPPER_BOUNDS or split != "test" or gated
+    bounded = suite in UPPER_BOUNDS or split != "test" or gated or n < FEWEST
     return worst(["upper bound" if bounded else "trustworthy", *(flag["means"] for flag in raised(found))])
 
 
@@ -158,13 +160,15 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     return max(verdicts, key=SEVERITY.index)
 
 
-def reasons(suite: str, split: str, found: Iterable[Flag], *, gated: bool = False) -> list[str]:
+def reasons(suite: str, split: str, found: Iterable[Flag], *, gated: bool = False, n: int = FEWEST) -> list[str]:
     """Why the verdict is not trustworthy, in plain words; empty where it is."""
     few = [flag["message"] for flag in raised(found)]
     if gated:
         few.append("the network gates its features by its own decision, which hides the gradient")
     if split != "test":
         few.append("the network was trained on these images")
+    if n < FEWEST:
+        few.append(f"{n} images are too few for a sign of masked gradients to show: {FEWEST} at least")
     if suite in UPPER_BOUNDS:
         few.append(f"suite {suite} is a few attacks, and others may break more")
     return few

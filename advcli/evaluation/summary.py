@@ -79,8 +79,8 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         **({"search": search} if search is not None else {}),
         "notes": header["notes"],
         "flags": found,
-        "verdict": masking.verdict(*circumstances, gated=gated),
-        "reasons": masking.reasons(*circumstances, gated=gated),
+        "verdict": masking.verdict(*circumstances, gated=gated, n=n),
+        "reasons": masking.reasons(*circumstances, gated=gated, n=n),
     }
 
 

@@ -85,7 +85,7 @@ def test_autoattack_through_a_gate_is_an_upper_bound(gated: Path, silent: Any, t
     """Nothing in suite aa knows the gate, so its number is never called trustworthy; with the gates open it may be."""
     _, report = session.run(Options(gated, "aa", n=8, out=tmp_path / "aa"), silent)
     assert report["verdict"] in ("upper bound", "masked")
-    _, opened = session.run(Options(gated, "aa", n=8, head="open", out=tmp_path / "open"), silent)
+    _, opened = session.run(Options(gated, "aa", n=12, head="open", out=tmp_path / "open"), silent)
     assert opened["verdict"] == "trustworthy"
 
 
@@ -142,8 +142,8 @@ def test_an_argmax_gate_hides_the_gradient_and_changes_next_to_no_decision(train
 
 @pytest.mark.slow
 def test_adaptive_on_a_network_without_gates_is_autoattack_and_more(checkpoint: Path, silent: Any, tmp_path: Path) -> None:
-    _, aa = session.run(Options(checkpoint, "aa", n=8, out=tmp_path / "aa"), silent)
-    _, adaptive = session.run(Options(checkpoint, "adaptive", n=8, out=tmp_path / "adaptive"), silent)
+    _, aa = session.run(Options(checkpoint, "aa", n=12, out=tmp_path / "aa"), silent)
+    _, adaptive = session.run(Options(checkpoint, "adaptive", n=12, out=tmp_path / "adaptive"), silent)
     assert list(adaptive["attacks"]) == [*aa["attacks"], "apgd-t-again"]
     assert adaptive["robust"] <= aa["robust"]
     assert adaptive["verdict"] == aa["verdict"] == "trustworthy"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advcli.evaluation.masking import CHECKS, EFFECT, P_VALUE, SEVERITY, Flag, flags, raised, reasons, verdict
+from advcli.evaluation.masking import CHECKS, EFFECT, FEWEST, P_VALUE, SEVERITY, Flag, flags, raised, reasons, verdict
 
 
 def found(broken: dict[str, Any], parts: dict[str, str] | None = None, **rest: Any) -> list[str]:
@@ -142,3 +142,17 @@ def test_verdicts_are_the_least_that_anything_allows(suite: str, found: list[Fla
         assert verdict(suite, split, found, gated=gated) == max(expected, "upper bound", key=SEVERITY.index)
         assert reasons(suite, split, found, gated=gated)
     assert bool(reasons(suite, "test", found)) == (expected != "trustworthy"), "a verdict has its reasons, and trust needs none"
+
+
+def test_on_fewer_images_than_could_raise_a_flag_nothing_is_trustworthy() -> None:
+    """Even where every single image speaks against the network."""
+    assert FEWEST == 11
+    for n, is_raised in ((FEWEST - 1, False), (FEWEST, True)):
+        probe = np.ones(n, np.int8)
+        everything = flags({}, {}, {"zero-gradients": probe}, {})
+        assert [flag["raised"] for flag in everything] == [is_raised]
+    assert verdict("aa", "test", [], n=FEWEST) == "trustworthy"
+    assert reasons("aa", "test", [], n=FEWEST) == []
+    assert verdict("aa", "test", [], n=FEWEST - 1) == "upper bound"
+    assert "10 images are too few" in reasons("aa", "test", [], n=FEWEST - 1)[0]
+    assert verdict("aa", "test", [a_flag("masked")], n=FEWEST - 1) == "masked"

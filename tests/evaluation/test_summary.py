@@ -139,15 +139,22 @@ def test_probes_are_read_from_the_ledger() -> None:
 
 
 def test_through_a_gate_any_suite_gives_an_upper_bound() -> None:
-    arrays = ledger(MARGINS, LABELS, a=[1, -1, -1, -1, None, -1])
+    arrays = ledger(MARGINS * 2, LABELS * 2, a=[1, -1, -1, -1, None, -1] * 2)
     assert summarise(arrays, header(("a", "all"), gated=True))["verdict"] == "upper bound"
     assert summarise(arrays, header(("a", "all")))["verdict"] == "trustworthy"
 
 
 def test_training_images_give_an_upper_bound() -> None:
-    arrays = ledger(MARGINS, LABELS, a=[-1, -1, -1, -1, None, -1])
+    arrays = ledger(MARGINS * 2, LABELS * 2, a=[-1, -1, -1, -1, None, -1] * 2)
     assert summarise(arrays, header(("a", "survivors")))["verdict"] == "trustworthy"
     assert summarise(arrays, header(("a", "survivors"), split="train"))["verdict"] == "upper bound"
+
+
+def test_so_few_images_that_no_flag_can_be_raised_give_an_upper_bound() -> None:
+    arrays = ledger(MARGINS, LABELS, a=[-1, -1, -1, -1, None, -1])
+    report = summarise(arrays, header(("a", "survivors")))
+    assert report["verdict"] == "upper bound"
+    assert [reason.split(" are ")[0] for reason in report["reasons"]] == ["6 images"]
 
 
 def test_a_report_needs_no_torch() -> None:
