@@ -70,11 +70,15 @@ def deploy(options: Options, out: Path | None, watcher: Watcher, *, evaluate: bo
 
 
 def _header(loaded: Loaded) -> dict[str, Any]:
-    """The receipts of the checkpoint it came from, which are about the same weights, and that a gate was put on them."""
+    """The receipts of the checkpoint it came from, which are about the same weights, and that a gate was put on them.
+
+    What was measured while it was trained is about another network and does not come along.
+    """
     name = f"{loaded.header.get('name', loaded.path.stem)}-ra"
     note = "reverse attention was put on weights that were trained without it"
     retrofit = {"gate": GATE, "of": str(loaded.path)}
-    return {**loaded.header, "name": name, "notes": [*loaded.header.get("notes", []), note], "retrofit": retrofit, "evaluated": False}
+    kept = {key: value for key, value in loaded.header.items() if key != "selection"}
+    return {**kept, "name": name, "notes": [*loaded.header.get("notes", []), note], "retrofit": retrofit, "evaluated": False}
 
 
 def _claim(gated: Loaded, header: dict[str, Any], out: Path | None, *, resume: bool) -> Path:

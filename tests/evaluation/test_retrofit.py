@@ -10,6 +10,7 @@ from written import first, write_evaluation
 
 from advcli.evaluation import retrofit
 from advcli.evaluation.stored import open_evaluation
+from advcli.runs.checkpoint import load_network
 
 PAPER = {"fgsm": 60, "pgd-40@0.007": 50, "cw-40@0.007": 48}
 
@@ -64,3 +65,12 @@ def test_the_verdict_follows_from_the_rows(shown: tuple[int, int], worst: tuple[
 
 def test_without_the_papers_attack_the_verdict_is_the_worst_case(tmp_path: Path) -> None:
     assert "changes the worst case by -6.0" in retrofit.verdict(rows(tmp_path, {"apgd-ce": 40}, {"apgd-ce": 46}))
+
+
+def test_what_was_measured_while_training_is_another_networks(checkpoint: Path, tmp_path: Path) -> None:
+    loaded = load_network(checkpoint)
+    assert loaded.header["selection"]["measured"]
+    header = retrofit._header(loaded)
+    assert "selection" not in header
+    assert header["retrofit"] == {"gate": "reverse-attention", "of": str(checkpoint)}
+    assert header["epoch"] == loaded.header["epoch"]
