@@ -35,6 +35,7 @@ def write_evaluation(
     sources: Sequence[str] = (),
     head: str = "final",
     gates: Sequence[str] = (),
+    checkpoint: Path | None = None,
 ) -> Path:
     """A finished evaluation; attacks: NAME=who is still right after that attack alone."""
     correct = np.array(clean, bool)
@@ -63,7 +64,7 @@ def write_evaluation(
         **({"sources": list(sources)} if sources else {}),
     }
     header = {
-        "checkpoint": str(folder.parent.parent / "model.safetensors"),
+        "checkpoint": str(checkpoint or folder.parent.parent / "model.safetensors"),
         "classes": ["zero", "one"],
         "threat": {"norm": norm, "eps": eps, "bounds": [0, 1]},
         "data": {"name": data},

@@ -116,10 +116,10 @@ def _common(column: Column, method: Method, lists: Sequence[Sequence[Evaluation]
     rows = []
     for run, found in zip(method.runs, lists, strict=True):
         words = "; ".join(_words(_condition(column, evaluation)) for evaluation in found)
-        rows += [f"{run.folder}: {words}"] if found else []
+        rows += [f"{run.place}: {words}"] if found else []
     raise ResourceError(
         f"the {column.name} numbers of {method.name} were measured differently, and no mean over them means anything\n" + "\n".join(rows),
-        where=", ".join(str(run.folder) for run in method.runs),
+        where=", ".join(str(run.place) for run in method.runs),
         next="attack all with the same --n, --seed and --suite",
     )
 
@@ -133,13 +133,13 @@ def _lowest(column: Column, condition: Condition, run: Run, found: Sequence[Eval
     """Of several under one condition (other draws, other batch sizes) the one that is worst for the network."""
     same = [evaluation for evaluation in found if _condition(column, evaluation) == condition]
     if len(same) > 1 and not column.clean:
-        notes.append(f"{len(same)} {column.suite} evaluations of {run.folder} on these images: the lowest number is shown")
+        notes.append(f"{len(same)} {column.suite} evaluations of {run.place} on these images: the lowest number is shown")
     return min(same, key=lambda evaluation: (column.value(evaluation), str(evaluation.folder)))
 
 
 def _cell(column: Column, condition: Condition, runs: Sequence[Run], chosen: Sequence[Evaluation]) -> Cell:
     values = [column.value(evaluation) for evaluation in chosen]
-    rows = [{"run": str(r.folder), "folder": str(e.folder), "value": v} for r, e, v in zip(runs, chosen, values, strict=True)]
+    rows = [{"run": str(r.place), "folder": str(e.folder), "value": v} for r, e, v in zip(runs, chosen, values, strict=True)]
     return {
         **fold(values),
         "ci": _interval(column, chosen[0]) if len(values) == 1 else None,
@@ -170,7 +170,7 @@ def _missing_notes(column: Column, runs: Sequence[Run]) -> list[str]:
     """What to run for the numbers that are missing: a line a run, or one line for more than a few."""
     suite, what = ("aa", "evaluation") if column.clean else (column.suite, f"{column.suite} evaluation")
     what = f"no {what}{' of the last epoch' if column.last else ''}"
-    networks = [f"{run.folder}/last.safetensors" if column.last else str(run.folder) for run in runs]
+    networks = [f"{run.place}/last.safetensors" if column.last else str(run.place) for run in runs]
     if len(networks) > _FEW:
         return [f"{what} of {len(networks)} runs, {networks[0]} to {networks[-1]}: advcli attack RUN --suite {suite}"]
     return [f"{what}: advcli attack {network} --suite {suite}" for network in networks]

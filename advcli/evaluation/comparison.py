@@ -8,13 +8,13 @@ from typing import Any
 
 from advcli.errors import ResourceError, UsageError
 from advcli.evaluation import columns, pairs, table
-from advcli.evaluation.stored import is_evaluation, is_run, open_evaluation, open_run
+from advcli.evaluation.stored import is_evaluation, is_run, open_evaluation, open_place
 
 
 def gather(folders: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
-    """The comparison of run folders, or of evaluation folders; a checkpoint stands for its folder."""
+    """The comparison of run folders, or of evaluation folders; a model file means the evaluations of its weights."""
     parsed = [columns.parse(text) for text in names]
-    places = [path.parent if path.is_file() else path for path in folders]
+    places = [path.parent if path.name == "model.safetensors" and path.is_file() else path for path in folders]
     kinds = [_kind(place) for place in places]
     _check_once(places)
     if len(set(kinds)) > 1:
@@ -24,7 +24,7 @@ def gather(folders: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
             next="give run folders alone, or evaluation folders alone",
         )
     if kinds[0] == "run":
-        return table.tabulate([open_run(place) for place in places], parsed)
+        return table.tabulate([open_place(place) for place in places], parsed)
     if parsed:
         raise UsageError("columns are chosen for runs; of evaluations every attack is shown", where="--column")
     if len(places) == 1:
@@ -35,7 +35,7 @@ def gather(folders: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
 def _kind(place: Path) -> str:
     if is_evaluation(place):
         return "evaluation"
-    if is_run(place):
+    if place.is_file() or is_run(place):
         return "run"
     what = "there is no run and no evaluation here" if place.exists() else "there is no such folder"
     raise ResourceError(what, where=str(place), next="give folders such as runs/quickstart or runs/quickstart/evals/aa-1f3c9a2b")
@@ -45,4 +45,4 @@ def _check_once(places: Sequence[Path]) -> None:
     resolved = [place.resolve() for place in places]
     for number, place in enumerate(resolved):
         if place in resolved[:number]:
-            raise UsageError("a folder is named twice", where=str(places[number]), next="name each once")
+            raise UsageError("a run is named twice", where=str(places[number]), next="name each once")

@@ -26,7 +26,7 @@ def logged(column: Column, method: Method) -> Cell | None:
     if not found:
         return None
     values = [value for _, value in found]
-    cell = {**fold(values), "ci": None, "verdict": None, "evaluations": [{"run": str(run.folder), "value": value} for run, value in found]}
+    cell = {**fold(values), "ci": None, "verdict": None, "evaluations": [{"run": str(run.place), "value": value} for run, value in found]}
     return cell if column == HOURS else cell | _on_held_out(column, found[0][0], values)
 
 

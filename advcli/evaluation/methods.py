@@ -24,7 +24,7 @@ def grouped(runs: Sequence[Run]) -> list[Method]:
     """In the order of first appearance. UsageError where a seed would count twice."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(f"{run_folder.method(run.recipe)} {_start(run)}" if run.recipe else str(run.folder), []).append(run)
+        groups.setdefault(f"{run_folder.method(run.recipe)} {_start(run)}" if run.recipe else str(run.place), []).append(run)
     for group in groups.values():
         _check_seeds(group)
     names = _names([group[0] for group in groups.values()])
@@ -44,10 +44,10 @@ def _check_seeds(group: Sequence[Run]) -> None:
         if seed in seen:
             raise UsageError(
                 f"two runs of one recipe and one seed, {seed}: a mean would count it twice",
-                where=f"{seen[seed]} and {run.folder}",
+                where=f"{seen[seed]} and {run.place}",
                 next="name one of them",
             )
-        seen[seed] = run.folder
+        seen[seed] = run.place
 
 
 def _names(firsts: Sequence[Run]) -> list[str]:
@@ -61,7 +61,7 @@ def _names(firsts: Sequence[Run]) -> list[str]:
         for run, values in zip(group, run_folder.telling_apart([run.recipe for run in group if run.recipe]), strict=True):
             words = ", ".join(f"{key}={value}" for key, value in values.items())
             names[id(run)] = f"{name} ({words})" if words else name
-    return [names.get(id(run), str(run.folder)) for run in firsts]
+    return [names.get(id(run), str(run.place)) for run in firsts]
 
 
 def own(run: Run, *, last: bool = False) -> list[Evaluation]:
@@ -88,6 +88,6 @@ def notes(run: Run) -> list[str]:
     """What a reader of the row must know: training that was not finished, evaluations that do not count."""
     said = []
     if run.recipe and run.epoch is not None and run.epoch < run.recipe.schedule.epochs:
-        said.append(f"{run.folder} is not trained to its end: epoch {run.epoch} of {run.recipe.schedule.epochs}")
+        said.append(f"{run.place} is not trained to its end: epoch {run.epoch} of {run.recipe.schedule.epochs}")
     foreign = [(e.folder, why) for e in run.evaluations if (why := _foreign(run, e))]
     return said + [f"passed over {path}: {why}" for path, why in (*foreign, *run.passed_over)]

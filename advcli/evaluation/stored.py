@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,13 +63,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. recipe: None beside a checkpoint of other origin. header: its model's, None where none was written yet.
+    """A run folder. place: that folder, or a checkpoint of others in it. recipe: None beside such a one. header: its model's, None there
+    and where none was written yet.
 
     log: an event an epoch, in order. hours: of training, None where no log tells. evaluations: finished ones of that model.
     of_last: those of the last epoch's weights, which may be the same. passed_over: (folder, why) of the others.
     """
 
     folder: Path
+    place: Path
     recipe: Recipe | None
     header: dict[str, Any] | None
     log: tuple[dict[str, Any], ...]
@@ -105,33 +107,45 @@ def open_evaluation(folder: Path) -> Evaluation:
 
 
 def evaluations_in(place: Path) -> list[Evaluation]:
-    """An evaluation alone, those of a run's own weights, or the finished ones that a folder holds; a checkpoint stands for its folder."""
-    folder = place.parent if place.is_file() else place
-    if is_evaluation(folder):
-        return [open_evaluation(folder)]
-    if is_run(folder):
-        return list(open_run(folder).evaluations)
-    return [open_evaluation(path) for path in sorted(folder.glob("*")) if is_evaluation(path) and Ledger(path / "ledger").complete]
+    """An evaluation alone, those of a run's own weights, or of a model file's, or the finished ones that a folder holds."""
+    if is_evaluation(place):
+        return [open_evaluation(place)]
+    if place.is_file() or is_run(place):
+        return list(open_place(place).evaluations)
+    return [open_evaluation(path) for path in sorted(place.glob("*")) if is_evaluation(path) and Ledger(path / "ledger").complete]
+
+
+def open_place(place: Path) -> Run:
+    """The run of a folder, or of one model file in it, as `open_run`."""
+    return open_run(place.parent, place.name) if place.is_file() else open_run(place)
 
 
 def open_run(folder: Path, name: str = "model.safetensors") -> Run:
-    """CheckpointError where something in it is damaged. name: of the model file that evaluations must be of."""
-    header, last = (_model_header(folder / file) for file in (name, "last.safetensors"))
+    """name: of the model file that evaluations must be of.
+
+    CheckpointError where something is damaged, or where no header tells whose several networks' evaluations are meant.
+    """
+    others = (folder / name).is_file() and container.is_foreign(folder / name)
+    header, last = (None if others else _model_header(folder / file) for file in (name, "last.safetensors"))
     evaluations, of_last, passed_over = [], [], []
     for path in _evaluation_folders(folder):
         if not Ledger(path / "ledger").complete:
             passed_over.append((path, f"the {_suite_of(path)} evaluation is not finished; --resume goes on with it"))
             continue
         found = open_evaluation(path)
-        why = _not_deployed(found, header)
+        why = _of_another_file(found, name) if others else _not_deployed(found, header)
         if not why:
             evaluations.append(found)
         if last and not _not_deployed(found, last):
             of_last.append(found)
         elif why:
             passed_over.append((path, why))
+    if header is None:
+        _check_one_network(evaluations, folder / name if others else folder)
+    if others:  # what lies beside it is another network's
+        return Run(folder, folder / name, None, None, (), None, tuple(evaluations), (), tuple(passed_over))
     log = tuple(sorted(events(folder), key=lambda event: event["epoch"]))
-    return Run(folder, _recipe(folder), header, log, hours(folder), tuple(evaluations), tuple(of_last), tuple(passed_over))
+    return Run(folder, folder, _recipe(folder), header, log, hours(folder), tuple(evaluations), tuple(of_last), tuple(passed_over))
 
 
 def _model_header(path: Path) -> dict[str, Any] | None:
@@ -149,6 +163,30 @@ def _not_deployed(found: Evaluation, model: dict[str, Any] | None) -> str:
         return "it attacked other weights than those in the model file"
     put, own = ((part.get("architecture") or {}).get("gates") or [] for part in (identity, model))
     return "" if put == own else "a gate was put on the network for it"
+
+
+def _of_another_file(found: Evaluation, name: str) -> str:
+    """The same for a checkpoint of others, which has no gates and whose file alone tells it from those beside it."""
+    judged = Path(found.header["checkpoint"]).name
+    if judged != name:
+        return f"it attacked {judged}"
+    return _not_deployed(found, None) or ("a gate was put on the network for it" if _network(found)[1] != "[]" else "")
+
+
+def _network(found: Evaluation) -> tuple[str, str]:
+    """(digest of the weights, gates) that were judged."""
+    identity = found.header["identity"]
+    return identity["tensors_sha256"], json.dumps((identity.get("architecture") or {}).get("gates") or [], sort_keys=True)
+
+
+def _check_one_network(evaluations: Sequence[Evaluation], place: Path) -> None:
+    """CheckpointError where numbers of several networks would stand under one name."""
+    if len({_network(found) for found in evaluations}) > 1:
+        files = sorted({str(found.header["checkpoint"]) for found in evaluations})
+        folders = ", ".join(sorted(found.folder.name for found in evaluations))
+        what = f"evaluations of several networks lie here: {folders}"
+        hint = f"name one of {', '.join(files)}" if len(files) > 1 else "name the evaluation folders"
+        raise CheckpointError(what, where=str(place), next=hint)
 
 
 def _evaluation_folders(folder: Path) -> Iterator[Path]:

@@ -62,7 +62,7 @@ def _row(method: Method, cells: dict[str, Cell | None]) -> dict[str, Any]:
         trains |= {"norm": t.norm, "eps": float(t.eps)}
     return {
         "name": method.name,
-        "runs": [str(run.folder) for run in method.runs],
+        "runs": [str(run.place) for run in method.runs],
         "seeds": [run.recipe.seed for run in method.runs if run.recipe],
         "trains": trains,
         "verdict": _verdict_of_row(cells.values()),

@@ -177,7 +177,7 @@ def _machine(subject: Subject) -> list[tuple[str, str]]:
             threads = f", threads {time['threads']}" if "threads" in time else ""
             rows.append(("attack took", f"{time['seconds']:,.0f} s on {time.get('device', 'an unknown device')}{threads}"))
         rows.append(("attacked with", _versions(subject.evaluation.header)))
-    epochs = list(log.read(subject.run.folder / "timing.jsonl")) if subject.run else []
+    epochs = list(log.read(subject.run.folder / "timing.jsonl")) if subject.run and subject.run.recipe else []
     if epochs:
         devices = ", ".join(dict.fromkeys(str(row.get("device", "an unknown device")) for row in epochs))
         total = sum(row["seconds"] for row in epochs)

@@ -33,7 +33,7 @@ def plots(run: Run) -> dict[str, Plot]:
     found = {}
     for name, title, kind in (("security", "Security curve", security), ("training", "Training", curves)):
         try:
-            data = kind.gather([run.folder])
+            data = kind.gather([run.place])
         except ResourceError:
             continue  # one radius alone, or no log: there is nothing to draw
         found[name] = Plot(name, title, data.headline, inline(kind.draw(data), name), data.rows)

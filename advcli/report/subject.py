@@ -9,7 +9,8 @@ from typing import Any
 
 from advcli.errors import CheckpointError, ResourceError
 from advcli.evaluation.masking import UPPER_BOUNDS
-from advcli.evaluation.stored import Evaluation, Run, is_evaluation, is_run, open_evaluation, open_run
+from advcli.evaluation.stored import Evaluation, Run, is_evaluation, is_run, open_evaluation, open_place, open_run
+from advcli.runs import container
 
 _KNOWING = ("full", "adaptive")  # suites that know a network's gates
 
@@ -30,7 +31,7 @@ class Subject:
     def name(self) -> str:
         """The recipe's name, else that of the folder that the checkpoint lay in."""
         if self.run is not None:
-            return self.run.recipe.name if self.run.recipe else self.run.folder.resolve().name
+            return self.run.recipe.name if self.run.recipe else self.run.place.resolve().name
         assert self.evaluation is not None, "a subject is a run, an evaluation, or both"
         return Path(self.evaluation.header["checkpoint"]).parent.name or "checkpoint"
 
@@ -49,7 +50,7 @@ class Subject:
 def of(path: Path) -> Subject:
     """The subject in a run folder, an evaluation folder or at a model file. CheckpointError where there is none, or it is damaged."""
     if path.is_file():
-        run = open_run(path.parent, path.name)
+        run = open_place(path)
         return Subject(path.parent, leading(run), run)
     if is_evaluation(path):
         return _of_evaluation(path)
@@ -81,7 +82,9 @@ def _of_evaluation(folder: Path) -> Subject:
     if folder.resolve().parent.name != "evals" or not is_run(home):
         return Subject(folder, evaluation, None)
     try:
-        run = open_run(folder.parent.parent if folder.parent.name == "evals" else home)
+        name = Path(evaluation.header["checkpoint"]).name
+        mine = (name,) if container.is_foreign(home / name) else ()
+        run = open_run(folder.parent.parent if folder.parent.name == "evals" else home, *mine)
     except ResourceError as error:  # what lies beside an evaluation takes nothing from it
         return Subject(folder, evaluation, None, (f"the run folder could not be read: {error.what} ({error.where})",))
     if run.header is not None and run.header["tensors_sha256"] != evaluation.header["identity"]["tensors_sha256"]:

@@ -89,7 +89,7 @@ def test_evaluations_are_paired() -> None:
         ([], 2, "RUN-OR-EVAL"),
         (["runs/absent"], 3, "there is no such folder"),
         (["runs"], 3, "there is no run and no evaluation here"),
-        (["runs/a-0", "runs/a-0"], 2, "a folder is named twice"),
+        (["runs/a-0", "runs/a-0"], 2, "a run is named twice"),
         (["runs/b", "--json", "--format", "csv"], 2, "one of --json and --format"),
         (["runs/b", "--paper", "nonsense"], 2, "one of again, ancra, arrest, stayfocused"),
         (["runs/b", "--column", "last:hours"], 2, "names no column"),

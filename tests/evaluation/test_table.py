@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from written import write_attacked_run, write_evaluation
+from written import first, write_attacked_run, write_evaluation, write_run
 
 from advcli.errors import CheckpointError, ResourceError, UsageError
 from advcli.evaluation.comparison import gather
+from advcli.evaluation.stored import evaluations_in
 from advcli.measures import wilson
+from advcli.report.figures import steps
 
 Make = Callable[..., Path]
 
@@ -412,3 +415,42 @@ def test_a_damaged_clock_is_refused(made: Make, content: str) -> None:
     with pytest.raises(CheckpointError) as raised:
         table(run)
     assert "timing.jsonl" in raised.value.where
+
+
+def write_foreign(file: Path, right: int, weights: str, **more: Any) -> Path:
+    """A checkpoint of others with a quick evaluation of 20 images beside it, in a folder that it may share."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"somebody else's")
+    attacks = {"pgd-20": first(right)}
+    write_evaluation(file.parent / "evals" / f"quick-{weights}", clean=first(18), attacks=attacks, weights=weights, checkpoint=file, **more)
+    return file
+
+
+def test_checkpoints_of_others_in_one_folder_are_rows_of_their_own(tmp_path: Path) -> None:
+    a, b = write_foreign(tmp_path / "theirs" / "a.pt", 15, "aaaa"), write_foreign(tmp_path / "theirs" / "b.pt", 2, "bbbb")
+    found = table(a, b)
+    assert [row["name"] for row in found["rows"]] == [str(a), str(b)]
+    assert [cell(found, row, "quick")["mean"] for row in (0, 1)] == [15 / 20, 2 / 20]
+    assert [e.folder.name for e in evaluations_in(b)] == ["quick-bbbb"]
+    assert [row["accuracy"] for row in steps.gather([a]).rows][-1] == 15 / 20
+    for place in (tmp_path / "theirs", a):  # under one name no two networks' numbers
+        write_foreign(a, 3, "cccc")
+        with pytest.raises(CheckpointError, match="several networks"):
+            table(place)
+
+
+def test_a_gate_put_on_a_checkpoint_of_others_is_not_its_own_number(tmp_path: Path) -> None:
+    file = write_foreign(tmp_path / "a.pt", 10, "aaaa")
+    write_foreign(tmp_path / "a.pt", 17, "gated", gates=["reverse-attention"])
+    found = table(file)
+    assert cell(found, 0, "quick")["mean"] == 10 / 20
+    assert any("a gate was put on" in note for note in found["notes"])
+
+
+def test_the_last_epochs_file_means_its_own_numbers(made: Make) -> None:
+    run = made("a", quick=12)
+    weights = write_run(Path("last"), weights=2.0)
+    shutil.copy("last/model.safetensors", run / "last.safetensors")
+    write_evaluation(run / "evals" / "quick-last", clean=first(18), attacks={"pgd-20": first(5)}, weights=weights)
+    assert cell(table(run), 0, "quick")["mean"] == cell(table(run / "model.safetensors"), 0, "quick")["mean"] == 12 / 20
+    assert cell(table(run / "last.safetensors"), 0, "quick")["mean"] == 5 / 20

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from advcli.errors import ResourceError
 from advcli.evaluation.methods import own
-from advcli.evaluation.stored import Evaluation, is_evaluation, open_evaluation, open_run
+from advcli.evaluation.stored import Evaluation, is_evaluation, open_evaluation, open_place
 from advcli.measures import wilson
 from advcli.report.figures import style
 from advcli.report.figures.data import FigureData, run_names
@@ -46,10 +46,9 @@ def gather(runs: Sequence[Path], suite: str = "quick") -> FigureData:
 
 def _evaluation(place: Path, suite: str) -> Evaluation | None:
     """Itself; else the run's own evaluation of the suite on the most test images, of several the one with the lowest number."""
-    folder = place.parent if place.is_file() else place
-    if is_evaluation(folder):
-        return open_evaluation(folder)
-    found = [e for e in own(open_run(folder)) if e.suite == suite]
+    if is_evaluation(place):
+        return open_evaluation(place)
+    found = [e for e in own(open_place(place)) if e.suite == suite]
     return min(found, key=lambda e: (-e.n, e.report["robust"], e.folder), default=None)
 
 

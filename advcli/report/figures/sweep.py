@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from advcli.errors import ResourceError, UsageError
 from advcli.evaluation import columns as naming
-from advcli.evaluation.stored import open_run
+from advcli.evaluation.stored import open_place
 from advcli.evaluation.table import tabulate
 from advcli.recipe.number import parse_number
 from advcli.report.figures import style
@@ -28,7 +28,7 @@ def gather(runs: Sequence[Path], field: str | None = None, columns: Sequence[str
     it. series: what else tells the runs apart. columns: as in compare. low, high: 95 % Wilson interval of one seed. Accuracies are
     fractions. UsageError for a field that no recipe has, or that has one value; ResourceError where nothing was measured.
     """
-    opened = [open_run(run.parent if run.is_file() else run) for run in runs]
+    opened = [open_place(run) for run in runs]
     bare = [str(run.folder) for run in opened if run.recipe is None]
     if bare:
         raise ResourceError("there is no recipe to sweep over", where=", ".join(bare), next="name run folders that advcli wrote")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from advcli.errors import ResourceError, UsageError
 from advcli.evaluation.columns import AVERAGE, CLASSES, parse
-from advcli.evaluation.stored import open_run
+from advcli.evaluation.stored import open_place
 from advcli.evaluation.table import tabulate
 from advcli.measures import TRADEOFF_CURVES, ardist
 from advcli.report.figures import style
@@ -37,7 +37,7 @@ def gather(runs: Sequence[Path], column: str = "aa", curve: str | None = None, *
     asked = parse(column)
     if asked.clean or asked.logged or asked.reading == CLASSES or asked == AVERAGE:
         raise UsageError(f"{column} is no robust accuracy of a network", where="--column", next="one such as aa or quick/pgd-20")
-    table = tabulate([open_run(run.parent if run.is_file() else run) for run in runs], [asked])
+    table = tabulate([open_place(run) for run in runs], [asked])
     robust = asked.name
     rows = [
         _own(row, row["cells"]["clean"], row["cells"][robust]) for row in table["rows"] if row["cells"][robust] and row["cells"]["clean"]
