@@ -13,7 +13,7 @@ from advcli.evaluation.logged import Cell, fold
 from advcli.evaluation.masking import SEVERITY, UPPER_BOUNDS, Verdict, worst
 from advcli.evaluation.methods import Method, own
 from advcli.evaluation.pairs import discordant
-from advcli.evaluation.stored import Run
+from advcli.evaluation.stored import Evaluation, Run
 from advcli.recipe.signature import signature
 
 _SAME = ("threat", "protocol", "data", "split", "n", "images")
@@ -119,8 +119,8 @@ def _joined(values: Sequence[Any]) -> Any:
 def _rank(column: Column, table: Filled, *, upper: bool) -> None:
     """Write `place` and `against_best` into the cells.
 
-    Only numbers of one kind are ranked: all under one condition, none that looks masked, and no upper bound among numbers that
-    are none.
+    Only numbers of one kind are ranked: all under one condition, none that looks masked, no upper bound among numbers that are none,
+    and none through gates, which hide the gradient, among numbers that are not.
     """
     present = [(cell, chosen) for cell, chosen in zip(table.cells, table.chosen, strict=True) if cell]
     for cell, _ in present:
@@ -128,6 +128,8 @@ def _rank(column: Column, table: Filled, *, upper: bool) -> None:
     if column == HOURS or len({tuple(cell.get(key) for key in _SAME) for cell, _ in present}) != 1:
         return
     ranked = [(c, e) for c, e in present if c["verdict"] != "masked" and (upper or c["verdict"] != "upper bound")]
+    if column != CLEAN and not all(map(_through_gates, ranked)):
+        ranked = [pair for pair in ranked if not _through_gates(pair)]
     places = {value: place for place, value in enumerate(sorted({c["mean"] for c, _ in ranked}, reverse=True), 1)}
     if len(ranked) < 2 or len(places) < 2:
         return
@@ -139,3 +141,7 @@ def _rank(column: Column, table: Filled, *, upper: bool) -> None:
             a, b = column.right(best[0]), column.right(evaluations[0])
             if a is not None and b is not None:
                 cell["against_best"] = discordant(a, b)
+
+
+def _through_gates(cell: tuple[Cell, list[Evaluation]]) -> bool:
+    return any(evaluation.report["gated"] for evaluation in cell[1])

@@ -454,3 +454,13 @@ def test_the_last_epochs_file_means_its_own_numbers(made: Make) -> None:
     write_evaluation(run / "evals" / "quick-last", clean=first(18), attacks={"pgd-20": first(5)}, weights=weights)
     assert cell(table(run), 0, "quick")["mean"] == cell(table(run / "model.safetensors"), 0, "quick")["mean"] == 12 / 20
     assert cell(table(run / "last.safetensors"), 0, "quick")["mean"] == 5 / 20
+
+
+def test_a_number_through_a_gate_is_not_the_best_of_those_without(made: Make) -> None:
+    """PGD on the final logits of a gated network is the highest number of all, and says the least."""
+    runs = [made("a", quick=10), made("b", "name=b", quick=8), made("gated", "name=gated"), made("gated-too", "name=gated-too")]
+    for run, right in ((runs[2], 17), (runs[3], 16)):
+        (run / "model.safetensors").unlink()
+        write_evaluation(run / "evals" / "quick-1", clean=first(18), attacks={"pgd-20": first(right)}, gates=["reverse-attention"])
+    assert places(table(*runs, columns=("quick/pgd-20",)), "quick/pgd-20") == [1, 2, None, None]
+    assert places(table(*runs[2:], columns=("quick/pgd-20",)), "quick/pgd-20") == [1, 2]
