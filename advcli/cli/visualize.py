@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from advcli.cli.options import Device
+from advcli.cli.options import Arch, Data, DataRoot, Device, Mean, NumClasses, Size, Std
 from advcli.cli.output import print_json
 from advcli.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from advcli.evaluation.specimens import Request
     from advcli.report.figures.data import FigureData
 
 
@@ -40,7 +41,9 @@ app = typer.Typer(
     epilog="Example: advcli visualize perturbations runs/quickstart",
 )
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or model files.", show_default=False)]
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Run folders, or model files; of images also others' weights.", show_default=False)
+]
 Out = Annotated[
     Path | None,
     typer.Option("-o", "--out", help="Folder; left out: RUN/figures, of several runs figures.", show_default=False),
@@ -52,8 +55,7 @@ Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1)]
 Attack = Annotated[
     str, typer.Option(help="Adversarial images: stored (newest evaluation, PGD-20 where it has none), a suite's newest, or pgd-20.")
 ]
-Data = Annotated[str | None, typer.Option(help="Another data set than the checkpoint's.", show_default=False)]
-DataRoot = Annotated[str | None, typer.Option(help="Where it lies.", show_default=False)]
+Eps = Annotated[str | None, typer.Option(help="Radius, such as 8/255; left out: as trained.", show_default=False)]
 
 
 def present(
@@ -67,13 +69,23 @@ def present(
         raise UsageError("one of --json and --csv", where="--json, --csv")
     data = gather()
     run = runs[0].parent if runs[0].is_file() else runs[0]
-    files = style.save(draw(data), out or (run / "figures" if len(runs) == 1 else Path("figures")), data.kind)
+    own = len(runs) == 1 and run.is_dir()  # what is fetched by name has no folder
+    files = style.save(draw(data), out or (run / "figures" if own else Path("figures")), data.kind)
     if json:
         print_json(data.to_json() | {"files": [str(path) for path in files]})
     elif csv:
         sys.stdout.write(data.to_csv())
     else:
         terminal.show_figure(data.notes, [str(path) for path in files], data.headline)
+
+
+def _request(*arguments: Any, **others: Any) -> Request:
+    """Which images, with a word on stderr about each checkpoint of others."""
+    from advcli.evaluation.specimens import Request
+    from advcli.report import terminal
+
+    others["noted"] = lambda text: terminal.ERR.print(text, markup=False)
+    return Request(*arguments, **others)
 
 
 def _of_images(kind: str, n: int, about: str) -> None:
@@ -86,14 +98,21 @@ def _of_images(kind: str, n: int, about: str) -> None:
         attack: Attack = "stored",
         data: Data = None,
         data_root: DataRoot = None,
+        size: Size = None,
+        eps: Eps = None,
+        arch: Arch = None,
+        num_classes: NumClasses = None,
+        mean: Mean = None,
+        std: Std = None,
         out: Out = None,
         json: Json = False,
         csv: Csv = False,
         device: Device = "auto",
     ) -> None:
-        from advcli.evaluation.specimens import Request
+        from advcli.runs.given import Given
 
-        module, request = import_module(f"advcli.report.figures.{kind}"), Request(n, seed, attack, data, data_root, device)
+        module, given = import_module(f"advcli.report.figures.{kind}"), Given.typed(arch, num_classes, mean, std)
+        request = _request(n, seed, attack, data, data_root, device, given=given, size=size, eps=eps)
         present(lambda: module.gather(runs, request), module.draw, runs, out, json=json, csv=csv)
 
     app.command(kind, help=about)(command)
@@ -116,14 +135,21 @@ def embedding(
     attack: Attack = "stored",
     data: Data = None,
     data_root: DataRoot = None,
+    size: Size = None,
+    eps: Eps = None,
+    arch: Arch = None,
+    num_classes: NumClasses = None,
+    mean: Mean = None,
+    std: Std = None,
     out: Out = None,
     json: Json = False,
     csv: Csv = False,
     device: Device = "auto",
 ) -> None:
     """Features of clean and adversarial images in two dimensions, with their silhouette."""
-    from advcli.evaluation.specimens import Request
     from advcli.report.figures import embedding as kind
+    from advcli.runs.given import Given
 
-    request = Request(n, seed, attack, data, data_root, device, only)
+    given = Given.typed(arch, num_classes, mean, std)
+    request = _request(n, seed, attack, data, data_root, device, only, given=given, size=size, eps=eps)
     present(lambda: kind.gather(runs, request, method=method, noisy=noisy), kind.draw, runs, out, json=json, csv=csv)

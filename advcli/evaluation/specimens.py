@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +19,14 @@ from advcli.data import Split, to_float
 from advcli.draws import Draws, uniform
 from advcli.errors import CheckpointError, DataError, UsageError
 from advcli.evaluation.job import Job, images_digest, pick
-from advcli.evaluation.session import Options, default_chunk, open_split, threat
+from advcli.evaluation.session import Options, default_chunk, open_checkpoint, open_split, threat
 from advcli.gates.gate import pool
 from advcli.models import Network, frozen
 from advcli.runs import container
-from advcli.runs.checkpoint import Loaded, load_network
+from advcli.runs.checkpoint import Loaded
 from advcli.runs.folder import model_file
+from advcli.runs.foreign import is_foreign
+from advcli.runs.given import NOTHING_GIVEN, Given
 from advcli.runs.ledger import Ledger
 from advcli.training.device import pick_device, set_precision
 
@@ -39,7 +41,8 @@ class Request:
 
     n: a seeded, stratified part of the test split, the one that `attack` takes with that n and seed. attack: `stored`, what the
     newest finished evaluation found and PGD-20 elsewhere; a suite, the same of its newest evaluation; or `pgd-20` for all.
-    only: the images of this class alone.
+    only: the images of this class alone. given, size, and eps where a header tells none: of checkpoints of others, as for `attack`.
+    noted: hears what is said of such a one, its clean accuracy first of all.
     """
 
     n: int
@@ -49,6 +52,10 @@ class Request:
     data_root: str | None = None
     device: str = "auto"
     only: str | None = None
+    given: Given = NOTHING_GIVEN
+    size: int | None = None
+    eps: str | None = None
+    noted: Callable[[str], None] = lambda text: None
 
 
 class Seen(NamedTuple):
@@ -125,16 +132,19 @@ class Specimens:
 def collect(runs: Sequence[Path], request: Request) -> list[Specimens]:
     """The same images for every run; UsageError where one is named twice, DataError where they are not for one data set.
 
-    run: a run folder or a model file.
+    run: a run folder, a model file or a checkpoint of others.
     """
     files = [model_file(run) for run in runs]
     for number, path in enumerate(files):
         if path.resolve() in [other.resolve() for other in files[:number]]:
             raise UsageError("a run is named twice", where=str(runs[number]), next="name each once")
+    if request.given and not any(map(is_foreign, files)):
+        what = "the checkpoints are advcli's and say themselves what they are"
+        raise UsageError(what, where="--arch, --num-classes, --mean, --std", next="leave them out")
     device = pick_device(request.device)
     set_precision("fp32", device)
     opened: dict[str, Split] = {}
-    found = [_specimens(load_network(path), request, opened, device) for path in files]
+    found = [_specimens(_open(path, request), request, opened, device) for path in files]
     for other in found[1:]:
         if other.images.shape != found[0].images.shape or not np.array_equal(other.images, found[0].images):
             where = f"{found[0].loaded.path} and {other.loaded.path}"
@@ -142,8 +152,30 @@ def collect(runs: Sequence[Path], request: Request) -> list[Specimens]:
     return found
 
 
+class _Listener:
+    """A watcher that passes on what is noted; nothing is attacked while it listens."""
+
+    def __init__(self, noted: Callable[[str], None]) -> None:
+        self.noted = noted
+
+    def started(self, done: int, total: int) -> None: ...
+    def attacking(self, name: str, survivors: int, of: int) -> None: ...
+    def advanced(self, done: int, spent: float, left: float) -> None: ...
+
+
+def _open(path: Path, request: Request) -> Loaded:
+    """What is given is about the checkpoints of others among the runs."""
+    given = request.given if is_foreign(path) else NOTHING_GIVEN
+    return open_checkpoint(_options(path, request, given), _Listener(request.noted))
+
+
+def _options(path: Path, request: Request, given: Given = NOTHING_GIVEN) -> Options:
+    data, root, size = request.data, request.data_root, request.size
+    return Options(path, "quick", data=data, data_root=root, size=size, eps=request.eps, device=request.device, given=given)
+
+
 def _specimens(loaded: Loaded, request: Request, opened: dict[str, Split], device: torch.device) -> Specimens:
-    options = Options(loaded.path, "quick", data=request.data, data_root=request.data_root)
+    options = _options(loaded.path, request)
     a, stored = loaded.architecture, loaded.header["data"]
     key = json.dumps([stored.get("name"), stored.get("root"), stored.get("size"), loaded.header["classes"], a.channels, a.size])
     if key not in opened:
@@ -197,7 +229,7 @@ def _from_ledger(loaded: Loaded, split: Split, part: Split, radius: Threat, suit
 
 def _newest(loaded: Loaded, radius: Threat, suite: str) -> Path | None:
     """The evaluation of these weights as deployed, at this threat, on test images, that was finished last."""
-    files = sorted(loaded.path.parent.glob("evals/*/ledger/ledger.safetensors"), key=lambda path: (path.stat().st_mtime, path))
+    files = sorted(loaded.evals.glob("*/ledger/ledger.safetensors"), key=lambda path: (path.stat().st_mtime, path))
     for path in reversed(files):
         header = container.read_header(path, "ledger")
         if _fits(header, loaded, radius) and suite in (STORED, header["suite"]):

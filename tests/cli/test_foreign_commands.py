@@ -1,4 +1,5 @@
-"""Checkpoints of others on the command line: attack, verify, compare, convert, finetune and deploy-ra take them."""
+"""Checkpoints of others on the command line: attack, verify, compare, visualize, convert, finetune and deploy-ra take
+them."""
 
 from __future__ import annotations
 
@@ -235,3 +236,20 @@ def test_deploy_ra_on_a_network_of_another_library(tmp_path: Path, monkeypatch: 
     torch.testing.assert_close(output.logits, loaded.network.linear(output.ungated.flatten(1) * rows))
     chosen = loaded.network.all_gate_logits(output)[torch.arange(3), output.aux_logits[0].argmax(1)]
     torch.testing.assert_close(chosen, output.logits)
+
+
+def test_figures_show_weights_of_others_as_they_show_the_same_of_ours(theirs: Path, checkpoint: Path) -> None:
+    advcli_("attack", theirs, *DIGITS, "--n", 20, "--quiet")
+    done = advcli_("visualize", "perturbations", theirs, *DIGITS, "--n", 20, "--json")
+    found = json.loads(done.stdout)
+    assert "clean accuracy 9" in done.stderr
+    assert [Path(file).parent for file in found["files"]] == [theirs.parent / "figures"] * 2
+    assert any("quick-" in note for note in found["notes"]), "images of the evaluation beside it"
+    own = facts("visualize", "perturbations", checkpoint, "--n", 20, "--attack", "pgd-20", "-o", "own")
+    crafted = json.loads(
+        advcli_("visualize", "perturbations", theirs, *DIGITS, "--n", 20, "--attack", "pgd-20", "-o", "x", "--json").stdout
+    )
+    unnamed = [[{**row, "run": ""} for row in data["rows"]] for data in (own, crafted)]
+    assert unnamed[0] == unnamed[1]
+    assert "does not say which data it is for" in refused(2, "visualize", "cam", theirs)
+    assert "say themselves what they are" in refused(2, "visualize", "cam", checkpoint, "--arch", "small-cnn")
