@@ -15,6 +15,9 @@ _STEPS = frozenset({"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "he
 _SATURATING = frozenset({"tanh", "sigmoid", "softmax", "clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "hardsigmoid", "softsign"})
 _COMPARISONS = frozenset({"gt", "ge", "lt", "le", "__gt__", "__ge__", "__lt__", "__le__", "greater", "greater_equal", "less", "less_equal"})
 _CASTS = frozenset({"float", "double", "half", "bfloat16", "to", "type", "type_as"})
+_WHOLE = _CASTS | {"int", "long", "short", "char", "byte"}
+_QUOTIENTS = frozenset({"div", "divide", "true_divide", "__truediv__"})
+_RANKED = frozenset({"topk", "max", "min", "sort", "kthvalue"})
 _PRODUCTS = frozenset({"mul", "multiply", "__mul__", "__rmul__"})
 _LOOKUPS = frozenset({"__getitem__", "index_select", "embedding"})
 
@@ -40,8 +43,9 @@ class Substituted(TorchFunctionMode):
     """Inside, forward values stay as they are and gradients pass where they would stop or vanish.
 
     Rounding and signs, and activations that saturate, pass the gradient unchanged. A product with a mask, or a choice between two
-    tensors by one, passes it to both sides as if nothing were masked. A class index from `argmax` that looks up a row, or becomes
-    a one-hot vector, passes it as the softmax of the scores would. `detach`, `data` and `no_grad` do not stop it.
+    tensors by one, passes it to both sides as if nothing were masked. A class index from `argmax` or `max` that looks up a row, or
+    becomes a one-hot vector, passes it as the softmax of the scores would; values that `topk` scatters pass it to all. A cast to whole
+    numbers and back passes it unchanged. `detach`, `data` and `no_grad` do not stop it.
 
     seen: names of the operations on what depends on the input whose own gradient is zero or cut; a saturating activation, which
     has one, is not among them.
@@ -69,6 +73,10 @@ class Substituted(TorchFunctionMode):
             func(*args, **kwargs)
             return x.copy_(_as(x, before))
         hard = func(*args, **kwargs)
+        if name in _WHOLE and isinstance(hard, Tensor) and not hard.is_floating_point() and x is not None and x.requires_grad:
+            self.seen.add(f"cast to {str(hard.dtype).removeprefix('torch.')}")
+            hard.advcli_value = x  # type: ignore[attr-defined]
+            return hard
         rule = _RULES.get(name)
         if rule is None or not isinstance(hard, Tensor):
             return _carry(name, x, hard)
@@ -99,6 +107,8 @@ def _depends(x: object) -> bool:
 
 def _carry(name: str, x: Tensor | None, hard: Any) -> Any:
     """Masks and indices cannot have a gradient: what would give them one travels beside them."""
+    if name in _RANKED and x is not None and x.requires_grad and isinstance(hard, tuple):
+        hard.indices.advcli_scores = x  # type: ignore[attr-defined]
     if name in ("argmax", "one_hot") and x is not None and isinstance(hard, Tensor):
         scores = x if name == "argmax" else getattr(x, "advcli_scores", None)
         if scores is not None and (name == "one_hot" or scores.requires_grad):
@@ -121,11 +131,33 @@ def _is_mask(x: object) -> bool:
 
 
 def _cast(hard: Tensor, x: object, *args: Any, **kwargs: Any) -> Tensor | None:
+    value: Tensor | None = getattr(x, "advcli_value", None)
     scores = getattr(x, "advcli_scores", None)
+    if value is not None and hard.is_floating_point():
+        return value
     if scores is not None and hard.is_floating_point() and hard.shape == scores.shape:
         return _softmax(scores)
     if _is_mask(x) and hard is not x:
         hard.advcli_mask = True  # type: ignore[attr-defined]
+    return None
+
+
+def _quotient(hard: Tensor, a: object, b: object, *, rounding_mode: str | None = None, **kwargs: Any) -> Tensor | None:
+    """Of whole numbers that were cast from the input, or rounded itself: as if nothing were rounded."""
+    value = getattr(a, "advcli_value", None)
+    if rounding_mode is not None and isinstance(a, Tensor) and a.requires_grad:
+        value = a
+    return value / b if value is not None and hard.is_floating_point() else None
+
+
+def _scatter(hard: Tensor, x: object, dim: int, index: object, src: object = None, **kwargs: Any) -> Tensor | None:
+    """At indices of the largest scores (N, C): their own values are the scores, masked; a number makes a mask."""
+    scores = getattr(index, "advcli_scores", None)
+    if scores is None or scores.shape != hard.shape:
+        return None
+    if isinstance(src, Tensor) and src.requires_grad:
+        return scores if isinstance(scores, Tensor) else None
+    hard.advcli_mask = True  # type: ignore[attr-defined]
     return None
 
 
@@ -149,7 +181,9 @@ def _look_up(hard: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     """Rows of a table (K, D) by an index (N,) from scores (N, K)."""
     table = next((a for a in args if isinstance(a, Tensor) and a.is_floating_point()), None)
     scores = next((s for a in args if isinstance(a, Tensor) and (s := getattr(a, "advcli_scores", None)) is not None), None)
-    if table is None or scores is None or table.dim() != 2 or hard.shape != (len(scores), table.shape[1]):
+    if table is None or scores is None or table.dim() != 2 or scores.shape[1:] != table.shape[:1]:
+        return None
+    if hard.shape != (len(scores), table.shape[1]):
         return None
     return _softmax(scores) @ table
 
@@ -164,6 +198,8 @@ _RULES: dict[str, Callable[..., Tensor | None]] = {
     **dict.fromkeys(_CASTS, _cast),
     **dict.fromkeys(_PRODUCTS, _product),
     **dict.fromkeys(_LOOKUPS, _look_up),
+    **dict.fromkeys(_QUOTIENTS, _quotient),
+    "scatter": _scatter,
     "where": _where,
     "masked_fill": _masked_fill,
 }
@@ -180,7 +216,7 @@ def substituted(trace: Callable[[Tensor], ModelOutput]) -> Callable[[Tensor], Mo
 
 
 def blocking_operations(model: nn.Module, x: Tensor) -> tuple[str, ...]:
-    """Names of the operations in a forward pass over x (N, C, H, W) whose gradient with respect to it is zero or cut, in order."""
+    """Names of the operations in a forward pass over x (N, C, H, W) whose gradient with respect to it is zero or cut, sorted."""
     with torch.enable_grad(), Substituted() as mode:
         model(x.detach().requires_grad_(True))
     return tuple(sorted(mode.seen))

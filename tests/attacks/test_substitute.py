@@ -48,6 +48,17 @@ def winners(x: Tensor) -> Tensor:
     return x * (x >= x.topk(2, 1).values[:, -1:])
 
 
+def scattered(x: Tensor) -> Tensor:
+    """The same by their places."""
+    values, places = x.topk(2, 1)
+    return torch.zeros_like(x).scatter(1, places, values)
+
+
+def masked(x: Tensor) -> Tensor:
+    """The same by a mask of ones at their places."""
+    return x * torch.zeros_like(x).scatter_(1, x.topk(2, 1).indices, 1.0)
+
+
 def sparse(x: Tensor) -> Tensor:
     """Values near the mean become the mean (Amini et al. 2024)."""
     return torch.where((x - 0.1).abs() < 0.5, torch.full_like(x, 0.1), x)
@@ -64,6 +75,11 @@ IDENTITIES: list[tuple[Fn, float, str]] = [
     (lambda x: x.data * 2, 2.0, "detach"),
     (no_grad, 3.0, "no_grad"),
     (winners, 1.0, "mul"),
+    (scattered, 1.0, "scatter"),
+    (masked, 1.0, "mul"),
+    (lambda x: (x * 255).to(torch.int16).float() / 255, 1.0, "cast to int16"),
+    (lambda x: (x * 255).int() / 255, 1.0, "cast to int32"),
+    (lambda x: torch.div(x * 255, 51, rounding_mode="floor") / 5, 1.0, "div"),
     (lambda x: (x > 0).float() * x, 1.0, "mul"),
     (sparse, 1.0, "where"),
     (lambda x: x.masked_fill(x < 0, 0.0), 1.0, "masked_fill"),
@@ -81,6 +97,7 @@ def test_what_blocks_a_gradient_passes_it(fn: Fn, slope: float, name: str) -> No
     ("fn", "name"),
     [
         (lambda x: W[(x @ W.T).argmax(1)], "getitem"),
+        (lambda x: W[(x @ W.T).max(1).indices], "getitem"),
         (lambda x: F.embedding((x @ W.T).argmax(1), W), "embedding"),
         (lambda x: W.index_select(0, (x @ W.T).argmax(1)), "index_select"),
         (lambda x: F.one_hot((x @ W.T).argmax(1), 5).float() @ W, "float"),
@@ -129,6 +146,13 @@ def test_masks_and_indices_that_the_input_does_not_decide_keep_their_meaning() -
     weight = torch.ones(6, 4)
     assert torch.equal(gradient(lambda x: x * mask, weight), mask.float().expand(6, 4))
     assert torch.equal(gradient(lambda x: x[:, torch.tensor([0, 0])], torch.ones(6, 2))[:, 1:], torch.zeros(6, 3))
+
+
+def test_a_row_of_a_table_that_is_not_by_class_is_left_alone() -> None:
+    """More rows than scores: the index means something else, and no softmax over the scores weighs it."""
+    x, table = inputs(), torch.randn(7, 3)
+    with Substituted():
+        assert torch.equal(table[x.requires_grad_(True).argmax(1)], table[inputs().argmax(1)])
 
 
 def test_inside_no_grad_nothing_needs_a_gradient_and_outside_nothing_lingers() -> None:
