@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,13 @@ class Run:
             for position, entry in enumerate(self.entries):
                 due = torch.nonzero(self._due(entry, alive, correct))[:, 0]
                 self.watcher.attacking(entry.name, int(alive.sum()), len(alive))
-                alive[self._attack(position, entry, due, logits, alive, stored)] = False
+                with self._noise(position):
+                    alive[self._attack(position, entry, due, logits, alive, stored)] = False
         self._merge(margins, folder)
+
+    def _noise(self, number: int) -> AbstractContextManager[None]:
+        """A random network's own draws while one attack runs: the same whenever the same command is given."""
+        return seeded(self.job.seed + number, self.device) if self.traits.random else nullcontext()
 
     def _due(self, entry: Entry, alive: Tensor, correct: Tensor) -> Tensor:
         """(n,) bool: whom an entry attacks."""

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lies
 import numpy as np
 import pytest
 import torch
@@ -501,3 +502,18 @@ def test_seeds_take_other_images_and_none_takes_all() -> None:
     assert not torch.equal(pick(split, 50, seed=0).index, pick(split, 50, seed=1).index)
     assert pick(split, None, seed=0) is split
     assert len(pick(split, 10**6, seed=0)) == 360
+
+
+def test_a_random_network_is_attacked_alike_whatever_was_drawn_before(checkpoint: Path, silent: Any, tmp_path: Path) -> None:
+    """Its noise is torch's own, and no key names it; each attack begins it anew."""
+    noisy = lies.tell(load_network(checkpoint), "random noise")
+    images = pick(load_test(Data(name="digits"), "test")[0], 30, 0)
+    job = Job(noisy, images, Threat("linf", 0.15), "0.15", "quick", "native", 0, 30, {"name": "digits"})
+    tables = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        folder, _ = evaluate(job, tmp_path / str(seed), silent, device=torch.device("cpu"), resume=False)
+        tables.append(Ledger(folder / "ledger").read()[0])
+    assert any((tables[0][f"steps.{name}"] >= 0).any() for name in ("fgsm", "pgd-20", "cw-30"))
+    for name, column in tables[0].items():
+        np.testing.assert_array_equal(column, tables[1][name], err_msg=name)
