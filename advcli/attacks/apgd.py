@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from advcli.attacks.losses import attack_loss
-from advcli.attacks.pool import PooledAttack, State, Task, fresh, given, note_hits, other_classes
+from advcli.attacks.pool import PooledAttack, Task
+from advcli.attacks.state import State, fresh, given, note_hits
 from advcli.attacks.surrogate import Condition, Loss, Surrogate
-from advcli.attacks.targets import by_distance
+from advcli.attacks.targets import by_distance, other_classes
 from advcli.attacks.threat import Threat
 from advcli.draws import Draws
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from advcli.attacks.losses import attack_loss
-from advcli.attacks.pool import PooledAttack, State, fresh, given, note_hits, other_classes
+from advcli.attacks.pool import PooledAttack
+from advcli.attacks.state import State, fresh, given, note_hits
 from advcli.attacks.surrogate import Condition, Surrogate
+from advcli.attacks.targets import other_classes
 from advcli.attacks.threat import Threat
 from advcli.draws import Draws
 

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advcli.attacks.pool import PooledAttack, State, fresh, given, note_hits
+from advcli.attacks.pool import PooledAttack
+from advcli.attacks.state import State, fresh, given, note_hits
 from advcli.attacks.surrogate import Condition, Loss, Surrogate
 from advcli.attacks.threat import Threat
 from advcli.draws import Draws

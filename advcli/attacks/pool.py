@@ -2,15 +2,14 @@
 
 An attack is a state machine over rows: `begin` makes the state of fresh examples, `advance` moves every row by one unit of
 work. A row that has fooled the surrogate, or run out of iterations, leaves the pool for the judge and the next job takes its
-place. Jobs are pairs of an example and a run (a restart, or a target); an example's next run is queued only when the judge
-has seen the last one fail. What happens to an example depends on its own draws alone, so its outcome is the same for any
-order, queue, number of processes and interruption.
+place. Jobs are pairs of an example and a run (a restart, or a target); an example's next run begins when the judge has seen the
+last one fail, or ahead of that, where a row would idle. What happens to an example depends on its own draws alone and its lowest
+successful run is the one that counts, so its outcome is the same for any order, queue, number of processes and interruption.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
@@ -19,16 +18,13 @@ from torch import Tensor
 
 from advcli.attacks.attack import Found
 from advcli.attacks.judge import Judge, pad
-from advcli.attacks.losses import margin
+from advcli.attacks.state import State, join, pick, size
 from advcli.attacks.surrogate import Condition, Surrogate
+from advcli.attacks.turns import Job, Turns
 from advcli.draws import Draws
 
-State = dict[str, Tensor]
-"""Rows of live examples, first axis everywhere. Every attack keeps `x`, `y`, `x_adv` (the candidate), `step` (iterations so
-far), `hit` (the surrogate is fooled at x_adv), `over` (no iterations left; x_adv was not looked at yet), `excused` (the judge
-was not fooled at x_adv: go on), `forwards` and `backwards` (passes spent); `best` (the best point by the surrogate) where that
-need not be x_adv. The pool adds `judged` (times the judge was asked), `position` (-1: a free row), `run`,
-`index` and the condition's tensors as `given.NAME`."""
+_PATIENCE = 5  # units of work for which rows wait for company before the judge is asked, when nothing waits for their places
+_ENDED = ("position", "run", "x_adv", "step", "forwards", "backwards", "judged")  # what is kept of a row that was judged
 
 
 class Task(NamedTuple):
@@ -43,8 +39,9 @@ class Task(NamedTuple):
 class Attempt(NamedTuple):
     """Judged rows. positions (M,) in the task; found: their points and verdicts; runs, forwards, backwards, judged (M,).
 
-    final (M,) bool: broken, or out of runs. forwards and backwards are all that was spent on the example in this attack, and
-    judged says how many of the forwards were the judge's.
+    final (M,) bool: broken, or out of runs. forwards and backwards are all that was spent on the example up to this run, and
+    judged says how many of the forwards were the judge's. wasted: passes of later runs, begun ahead, that its success made
+    needless; unlike the others it depends on the company, so it is for the clock alone.
     """
 
     positions: Tensor
@@ -53,6 +50,7 @@ class Attempt(NamedTuple):
     forwards: Tensor
     backwards: Tensor
     judged: Tensor
+    wasted: Tensor
     final: Tensor
 
 
@@ -92,7 +90,7 @@ class PooledAttack:
         """All rows of x at once: each example's point of largest margin over its runs, and its verdict."""
         nothing = torch.full((len(x),), -torch.inf, device=x.device)  # float32, as the judge says it
         best = Found(x.clone(), nothing, torch.zeros_like(y, dtype=torch.bool), torch.full_like(y, -1))
-        for attempt in stream(self, surrogate, judge, Task(lambda pick: x[pick], y, draws, condition)):
+        for attempt in stream(self, surrogate, judge, Task(lambda positions: x[positions], y, draws, condition)):
             better = attempt.found.broken | (attempt.found.margins > best.margins[attempt.positions])
             rows = attempt.positions[better]
             for target, source in zip(best, attempt.found, strict=True):
@@ -100,29 +98,10 @@ class PooledAttack:
         return best
 
 
-def fresh(x: Tensor, y: Tensor, x_adv: Tensor) -> State:
-    """The entries that every attack's state has."""
-    zeros, no = torch.zeros_like(y), torch.zeros_like(y, dtype=torch.bool)
-    counts = {"step": zeros, "forwards": zeros.clone(), "backwards": zeros.clone()}
-    return {"x": x, "y": y, "x_adv": x_adv, **counts, "hit": no, "over": no.clone(), "excused": no.clone()}
-
-
-def note_hits(state: State, logits: Tensor, threshold: float) -> Tensor:
-    """Set `hit` (N,) where x_adv's logits (N, K) reach threshold, but for a row that the judge has just refused at this point."""
-    state["hit"] = (margin(logits.float(), state["y"]) >= threshold) & ~state["excused"]
-    state["excused"] = torch.zeros_like(state["excused"])
-    return state["hit"]
-
-
-def given(state: State) -> Condition:
-    """The condition of the rows of a state."""
-    return {key.removeprefix("given."): value for key, value in state.items() if key.startswith("given.")}
-
-
 def stream(
     attack: PooledAttack, surrogate: Surrogate, judge: Judge, task: Task, worked: Callable[[], None] = lambda: None
 ) -> Iterator[Attempt]:
-    """Run the attack on every example of the task; yields attempts as they are judged, every example's last one with `final`.
+    """Run the attack on every example of the task; yields each one's attempts in the order of its runs, the last with `final`.
 
     worked is called after each unit of work.
     """
@@ -138,46 +117,45 @@ def stream(
         pool.work()
         worked()
         while pool.ready_to_judge:
-            yield pool.judge_waiting()
+            yield from pool.judge_waiting()
 
 
 class _Pool:
     def __init__(self, attack: PooledAttack, surrogate: Surrogate, judge: Judge, task: Task) -> None:
         self.attack, self.surrogate, self.judge, self.task = attack, surrogate, judge, task
-        self.queue = deque((position, 0) for position in range(len(task.labels)))
-        self.returned: deque[State] = deque()  # rows that the judge did not confirm: they go on where they were
-        self.waiting: list[State] = []
+        self.turns = Turns(len(task.labels), attack.runs)
         self.live: State = {}
         self.alive = 0
+        self.waiting: State = {}  # rows for the judge
+        self.patience = _PATIENCE
+        self.returned: State = {}  # rows that the judge did not confirm: they go on where they were
+        self.ended: State = {}  # judged rows of runs that count once those before them have failed
         self.spent = torch.zeros(3, len(task.labels), dtype=torch.int64, device=task.labels.device)
+        self.wasted = torch.zeros_like(self.spent[0])
 
     @property
     def busy(self) -> bool:
-        return bool(self.alive or self.queue or self.returned or self.waiting)
+        return bool(self.alive or self.turns.due or size(self.returned) or size(self.waiting))
 
     @property
     def ready_to_judge(self) -> bool:
-        """A whole chunk waits; or nothing is left to fill the pool with, and judging may free more work than it costs."""
-        waiting = sum(len(rows["y"]) for rows in self.waiting)
-        idle = not self.queue and not self.returned and 2 * waiting >= self.judge.chunk - self.alive
-        return waiting >= self.judge.chunk or (waiting > 0 and (idle or not self.alive))
+        """A whole chunk waits; or nothing is due that could fill the pool, and rows have waited long enough: judging may save work."""
+        waiting, queued = size(self.waiting), bool(self.turns.due or size(self.returned))
+        return waiting >= self.judge.chunk or (waiting > 0 and (not self.alive or (not queued and self.patience <= 0)))
 
     def fill(self) -> None:
-        """Put returned rows, then queued jobs, into free rows; the pool keeps its size from the first fill on."""
+        """Put returned rows, then jobs, into free rows; the pool keeps its size from the first fill on."""
         chunk = self.judge.chunk
         free = torch.nonzero(self.live["position"] < 0)[:, 0] if self.live else torch.arange(chunk, device=self.task.labels.device)
-        while self.returned and len(free):
-            rows, n = self.returned.popleft(), len(free)
-            if len(rows["y"]) > n:  # more than there are free rows: the others keep their turn
-                self.returned.appendleft({key: value[n:] for key, value in rows.items()})
-                rows = {key: value[:n] for key, value in rows.items()}
-            self._place(rows, free[: len(rows["y"])])
-            free = free[len(rows["y"]) :]
-        jobs = [self.queue.popleft() for _ in range(min(len(free), len(self.queue)))]
+        back = min(size(self.returned), len(free))
+        if back:
+            self._place(pick(self.returned, slice(back)), free[:back])
+            self.returned = pick(self.returned, slice(back, None))
+        jobs = self.turns.begin(len(free) - back)
         if jobs:
-            self._place(self._begin(jobs), free[: len(jobs)])
+            self._place(self._begin(jobs), free[back : back + len(jobs)])
 
-    def _begin(self, jobs: list[tuple[int, int]]) -> State:
+    def _begin(self, jobs: list[Job]) -> State:
         position, run = torch.tensor(jobs, device=self.task.labels.device).unbind(1)
         condition = {key: value[position] for key, value in self.task.condition.items()}
         draws = self.task.draws.select(position).at(run)
@@ -193,10 +171,8 @@ class _Pool:
 
     def _place(self, rows: State, slots: Tensor) -> None:
         if not self.live:  # rows past the jobs are copies of the first, marked free, so that the shape is right from the start
-            pick = torch.arange(self.judge.chunk, device=slots.device).where(
-                torch.arange(self.judge.chunk, device=slots.device) < len(slots), 0
-            )
-            self.live = {key: value[pick].clone() for key, value in rows.items()}
+            row = torch.arange(self.judge.chunk, device=slots.device)
+            self.live = pick(rows, torch.where(row < len(slots), row, 0))
             self.live["position"][len(slots) :] = -1
         else:
             for key, value in rows.items():
@@ -212,29 +188,30 @@ class _Pool:
             return
         draws = replace(self.task.draws, index=self.live["index"], counter=self.live["run"])
         self.attack.advance(self.surrogate, self.live, -self.judge.bound - self.surrogate.error, draws)
-        leaving = torch.nonzero((self.live["hit"] | self.live["over"]) & (self.live["position"] >= 0))[:, 0]
-        if len(leaving):
-            self.waiting.append({key: value[leaving] for key, value in self.live.items()})
-            self.live["position"][leaving] = -1
-            self.alive -= len(leaving)
+        self.patience -= 1 if size(self.waiting) else 0
+        self.waiting = join(self.waiting, self._take_out((self.live["hit"] | self.live["over"]) & (self.live["position"] >= 0)))
 
-    def judge_waiting(self) -> Attempt:
-        """Judge up to a chunk of waiting rows; queue next runs, and return to the pool what the judge did not confirm."""
-        rows = {key: torch.cat([part[key] for part in self.waiting]) for key in self.waiting[0]}
-        rest = {key: value[self.judge.chunk :] for key, value in rows.items()}
-        rows = {key: value[: self.judge.chunk] for key, value in rows.items()}
-        self.waiting = [rest] if len(rest["y"]) else []
+    def _take_out(self, leaving: Tensor) -> State:
+        """The live rows of leaving (chunk,) bool, which become free."""
+        rows = pick(self.live, torch.nonzero(leaving)[:, 0])
+        self.live["position"][leaving] = -1
+        self.alive -= size(rows)
+        return rows
+
+    def judge_waiting(self) -> Iterator[Attempt]:
+        """Judge up to a chunk of waiting rows; return to the pool what the judge did not confirm, and settle what has ended."""
+        rows, self.waiting = (pick(self.waiting, part) for part in (slice(self.judge.chunk), slice(self.judge.chunk, None)))
+        self.patience = _PATIENCE
         margins = self._ask(rows, rows["x_adv"], torch.ones_like(rows["hit"]))
         if self.surrogate.error and "best" in rows:
             margins = self._ask_for_best(rows, margins)
         broken = self.judge.broken(margins)
         unconfirmed = rows["hit"] & ~rows["over"] & ~broken
-        if bool(unconfirmed.any()):
-            back = {key: value[unconfirmed] for key, value in rows.items()}
-            back |= {"hit": torch.zeros_like(back["hit"]), "excused": torch.ones_like(back["hit"])}
-            self.returned.append(back)
-        closed = {key: value[~unconfirmed] for key, value in rows.items()}
-        return self._close(closed, margins[~unconfirmed], broken[~unconfirmed])
+        back = pick(rows, unconfirmed)
+        back |= {"hit": torch.zeros_like(back["hit"]), "excused": torch.ones_like(back["hit"])}
+        self.returned = join(self.returned, back)
+        ended = {key: rows[key] for key in _ENDED} | {"margin": margins, "broken": broken}
+        yield from self._settle(pick(ended, ~unconfirmed))
 
     def _ask(self, rows: State, points: Tensor, asked: Tensor) -> Tensor:
         """(M,) the judge's margins at points; rows of asked (M,) bool are charged for it."""
@@ -251,14 +228,42 @@ class _Pool:
         rows["x_adv"] = torch.where(better[:, None, None, None], rows["best"], rows["x_adv"])
         return torch.where(better, best, margins)
 
-    def _close(self, rows: State, margins: Tensor, broken: Tensor) -> Attempt:
-        position, last = rows["position"], rows["run"] + 1 >= self.attack.runs
+    def _settle(self, rows: State) -> Iterator[Attempt]:
+        """The attempts that count from now on, one run of an example at a time."""
+        self.ended = join(self.ended, rows)
+        if bool(rows["broken"].any()):
+            self._cancel(rows)
+        while settled := self.turns.settle(_jobs(self.ended)):
+            counted = torch.zeros_like(self.ended["broken"])
+            counted[settled] = True
+            rows, self.ended = pick(self.ended, counted), pick(self.ended, ~counted)
+            yield self._attempt(rows)
+
+    def _cancel(self, rows: State) -> None:
+        """Runs past a success of rows leave, wherever they are."""
+        for job in _jobs(pick(rows, rows["broken"])):
+            self.turns.succeed(job)
+        self._take_out(self._needless(self.live))
+        self.waiting, self.returned, self.ended = (pick(part, ~self._needless(part)) for part in (self.waiting, self.returned, self.ended))
+
+    def _needless(self, rows: State) -> Tensor:
+        """(M,) bool: rows of runs that do not count any more; their passes are booked as wasted."""
+        counts = torch.tensor([self.turns.counts(job) for job in _jobs(rows)], dtype=torch.bool, device=self.wasted.device)
+        needless = ~counts & (rows["position"] >= 0)
+        self.wasted.index_add_(0, rows["position"][needless], (rows["forwards"] + rows["backwards"])[needless])
+        return needless
+
+    def _attempt(self, rows: State) -> Attempt:
+        position, broken = rows["position"], rows["broken"]
         self.spent[:, position] += torch.stack([rows["forwards"], rows["backwards"], rows["judged"]])
-        again = ~broken & ~last
-        self.queue.extend(zip(position[again].tolist(), (rows["run"][again] + 1).tolist(), strict=True))
-        found = Found(rows["x_adv"], margins, broken, torch.where(broken, rows["step"], -1))
         forwards, backwards, judged = self.spent[:, position]
-        return Attempt(position, found, rows["run"], forwards, backwards, judged, broken | last)
+        found = Found(rows["x_adv"], rows["margin"], broken, torch.where(broken, rows["step"], -1))
+        last = rows["run"] + 1 >= self.attack.runs
+        return Attempt(position, found, rows["run"], forwards, backwards, judged, self.wasted[position], broken | last)
+
+
+def _jobs(rows: State) -> list[Job]:
+    return list(zip(rows["position"].tolist(), rows["run"].tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -267,17 +272,6 @@ def _clean_logits(surrogate: Surrogate, judge: Judge, task: Task) -> Tensor:
     positions = torch.arange(len(task.labels), device=task.labels.device)
     parts = []
     for part in torch.split(positions, judge.chunk):
-        p, size = pad(part, judge.chunk)
-        parts.append(surrogate(task.images(p), {key: value[p] for key, value in task.condition.items()}).logits[:size].float())
+        p, n = pad(part, judge.chunk)
+        parts.append(surrogate(task.images(p), {key: value[p] for key, value in task.condition.items()}).logits[:n].float())
     return torch.cat(parts)
-
-
-def other_classes(condition: Mapping[str, Tensor], y: Tensor) -> Tensor:
-    """(N, K - 1) classes other than y, likeliest first by the clean logits: the targets of AutoAttack's targeted attacks.
-
-    The condition's `order` (N, M), where it is given, instead.
-    """
-    if "order" in condition:
-        return condition["order"]
-    masked = condition["logits"].scatter(1, y[:, None], -torch.inf)
-    return masked.argsort(dim=1, descending=True, stable=True)[:, :-1]

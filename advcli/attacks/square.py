@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advcli.attacks.losses import margin
-from advcli.attacks.pool import PooledAttack, State, fresh, given
+from advcli.attacks.pool import PooledAttack
+from advcli.attacks.state import State, fresh, given
 from advcli.attacks.surrogate import Condition, Surrogate
 from advcli.attacks.threat import Threat, l2
 from advcli.draws import Draws

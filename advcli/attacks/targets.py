@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from advcli.attacks.judge import pad
 from advcli.attacks.losses import attack_loss
-from advcli.attacks.pool import Task, other_classes
+from advcli.attacks.pool import Task
 from advcli.attacks.surrogate import Surrogate
 from advcli.attacks.threat import Threat
 
 CANDIDATES = 30
 """Only so many of the likeliest classes are ranked: each costs a forward and a backward an image."""
+
+
+def other_classes(condition: Mapping[str, Tensor], y: Tensor) -> Tensor:
+    """(N, K - 1) classes other than y, likeliest first by the clean logits: the targets of AutoAttack's targeted attacks.
+
+    The condition's `order` (N, M), where it is given, instead.
+    """
+    if "order" in condition:
+        return condition["order"]
+    masked = condition["logits"].scatter(1, y[:, None], -torch.inf)
+    return masked.argsort(dim=1, descending=True, stable=True)[:, :-1]
 
 
 def by_distance(surrogate: Surrogate, threat: Threat, task: Task, chunk: int) -> Tensor:

@@ -23,7 +23,8 @@ class Pace:
     def left(self, number: int, spent: int, due: int, standing: int) -> float:
         """Seconds still to come while entry `number` runs, if nothing breaks from now on.
 
-        spent: passes in it so far, but for images that it broke; due: images that it has not broken, of those it was to attack;
+        spent: passes in it so far, but for what images took that it broke, and what was wasted on them; due: images that it has not
+        broken, of those it was to attack;
         standing: images that nothing has broken.
         """
         here = max(0.0, slots(self.entries[number], due, self.chunk) - spent) * self.seconds[number]
@@ -33,11 +34,11 @@ class Pace:
 
 
 def slots(entry: Entry, images: int, chunk: int) -> float:
-    """Passes, of idle rows too, for images that nothing breaks: the pool has a chunk of rows, and an image is in one at a time."""
+    """Passes, of idle rows too, for images that nothing breaks: the pool has a chunk of rows, and a run is in one at a time."""
     attack = entry.attack
     if not images or not isinstance(attack, PooledAttack):
         return float(images * attack.passes)
-    return chunk * max(attack.passes, math.ceil(images * attack.runs / chunk) * attack.passes / attack.runs)
+    return chunk * math.ceil(images * attack.runs / chunk) * attack.passes / attack.runs
 
 
 def measure(entries: Sequence[Entry], surrogate: Callable[[Entry], Surrogate], task: Task, chunk: int) -> list[float]:

@@ -149,7 +149,7 @@ class Run:
                 new = attempt.found.broken & final
                 broken.append(due[attempt.positions[new]])
                 closed, fallen = closed + len(rows), fallen + int(alive[broken[-1]].sum())
-                lost += int((attempt.forwards + attempt.backwards)[new].sum())
+                lost += int((attempt.forwards + attempt.backwards + attempt.wasted)[new].sum())
                 shard.add(rows, attempt)
                 worked()
         finally:
@@ -177,7 +177,7 @@ class Run:
                     torch.full_like(part, (now - then) // len(part)) for now, then in zip(self._passes(), before, strict=True)
                 )
                 none = torch.zeros_like(part)
-                yield Attempt(part, found, none, forwards, backwards, none, torch.ones_like(found.broken))
+                yield Attempt(part, found, none, forwards, backwards, none, none, torch.ones_like(found.broken))
 
     def _surrogate(self, entry: Entry) -> Surrogate:
         """What the attack follows: another network, this one through a view, or what is judged."""

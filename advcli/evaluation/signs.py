@@ -17,7 +17,7 @@ from torch import Tensor
 
 from advcli.attacks import Cost, Pgd, Surrogate, Threat
 from advcli.attacks.losses import attack_loss, cross_entropy, margin
-from advcli.attacks.pool import State, given
+from advcli.attacks.state import State, given
 from advcli.data import Split, to_float
 from advcli.draws import Draws
 from advcli.evaluation.active import active_test

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from advcli.attacks import Judge, Surrogate, Threat
-from advcli.attacks.pool import Task, other_classes
-from advcli.attacks.targets import by_distance
+from advcli.attacks.pool import Task
+from advcli.attacks.targets import by_distance, other_classes
 from advcli.data import Split, load_test, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckFailedError, CheckpointError, UsageError

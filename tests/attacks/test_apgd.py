@@ -12,7 +12,8 @@ from torch import Tensor
 
 from advcli.attacks import Apgd, Judge, Surrogate, Threat
 from advcli.attacks.losses import attack_loss, dlr, dlr_targeted
-from advcli.attacks.pool import Task, other_classes, stream
+from advcli.attacks.pool import Task, stream
+from advcli.attacks.targets import other_classes
 from advcli.draws import Draws
 from advcli.models import ModelOutput
 

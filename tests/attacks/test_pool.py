@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,6 +15,8 @@ from torch import Tensor, nn
 from advcli.attacks import Apgd, Cost, Fab, Judge, Pgd, Square, Surrogate, Threat
 from advcli.attacks.losses import attack_loss, margin
 from advcli.attacks.pool import Attempt, PooledAttack, Task, _Pool, stream
+from advcli.attacks.state import State, fresh, size
+from advcli.attacks.turns import Job, Turns
 from advcli.draws import Draws
 from advcli.models import ModelOutput
 
@@ -136,6 +141,156 @@ def test_runs_in_order_until_success_and_costs_exact(attack: PooledAttack, refus
     assert len(history) == N
 
 
+# Runs of one example at once.
+
+
+Row = tuple[Any, ...]
+
+
+def history(attack: PooledAttack, surrogate: Surrogate, judge: Judge, todo: Task) -> dict[int, list[Row]]:
+    """Every attempt of every example, in the order in which they come: (run, point, margin, broken, steps, passes, final)."""
+    attempts: dict[int, list[Row]] = {}
+    for a in stream(attack, surrogate, judge, todo):
+        assert len(a.positions) == len(a.positions.unique()) > 0
+        columns = (a.runs, a.found.x_adv.flatten(1), *a.found[1:], a.forwards, a.backwards, a.judged, a.final)
+        for position, *row in zip(a.positions.tolist(), *(column.tolist() for column in columns), strict=True):
+            attempts.setdefault(position, []).append(tuple(row))
+    return attempts
+
+
+@pytest.fixture
+def one_after_another() -> Iterator[pytest.MonkeyPatch]:
+    """While it is patched, no run begins before the one before it has failed; undo() ends that."""
+
+    def only_due(turns: Turns, free: int) -> list[Job]:
+        return [turns._begin(turns.due.popleft()) for _ in range(min(free, len(turns.due)))]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Turns, "begin", only_due)
+        yield patch
+
+
+@each_attack
+@pytest.mark.parametrize("reserve", [-0.0, 0.05], ids=["believing", "refusing"])
+@pytest.mark.parametrize("error", [0.0, 0.02])
+def test_runs_at_once_change_no_byte(attack: PooledAttack, reserve: float, error: float, one_after_another: pytest.MonkeyPatch) -> None:
+    """Every attempt, its point and its costs, of many examples in 16 rows and of a few."""
+
+    def all_of(rows: Tensor) -> dict[int, list[Row]]:
+        model = Spied()
+        return history(attack, Surrogate(model.trace, error=error), Refusing(model, chunk=16, reserve=reserve), task(rows))
+
+    parts = [torch.arange(N), ORDER[:5], ORDER[7:8]]
+    before = [all_of(rows) for rows in parts]
+    one_after_another.undo()
+    assert [all_of(rows) for rows in parts] == before
+
+
+@dataclass(frozen=True)
+class Scripted(PooledAttack):
+    """Run r of example i believes itself done at the steps hits[i][r]; its point tells (i, r, step), which the judge is to look up."""
+
+    hits: tuple[tuple[tuple[int, ...], ...], ...]
+    steps: int = 6
+
+    @property
+    def runs(self) -> int:
+        return len(self.hits[0])
+
+    def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Any, run: Tensor) -> State:
+        x_adv = torch.stack([draws.index, run, 0 * run], 1).float()[:, :, None, None]
+        return fresh(x, y, x_adv)
+
+    def advance(self, surrogate: Surrogate, state: State, threshold: float, draws: Draws) -> None:
+        told = [self.hits[i][r] for i, r in zip(draws.index.tolist(), draws.counter.tolist(), strict=True)]  # type: ignore[union-attr]
+        now = torch.tensor([step in steps for step, steps in zip(state["step"].tolist(), told, strict=True)])
+        state["hit"] = now & ~state["excused"]
+        state["excused"] = torch.zeros_like(now)
+        state["forwards"] += 1
+        surrogate.cost.forwards += len(now)
+        state["step"] = state["step"] + (~state["hit"]).long()
+        state["x_adv"] = torch.cat([state["x_adv"][:, :2], state["step"].float()[:, None, None, None]], 1)
+        state["over"] = ~state["hit"] & (state["step"] >= self.steps)
+
+
+class Lookup(nn.Module):
+    """Fooled at the points (i, r, step) of `wrong`, and nowhere else."""
+
+    def __init__(self, wrong: set[tuple[int, int, int]]) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, x: Tensor) -> Tensor:
+        fooled = torch.tensor([tuple(map(int, row)) in self.wrong for row in x.flatten(1).tolist()])
+        return torch.stack([torch.zeros(len(x)), torch.where(fooled, 1.0, -1.0)], 1)
+
+
+def scripted(
+    hits: Sequence[Sequence[Sequence[int]]], wrong: set[tuple[int, int, int]], chunk: int, steps: int = 6
+) -> tuple[list[Attempt], int]:
+    """(attempts, units of work)."""
+    n, units = len(hits), Counter[str]()
+    attack = Scripted(tuple(tuple(map(tuple, runs)) for runs in hits), steps)
+    todo = Task(lambda rows: torch.zeros(len(rows), 3, 1, 1), torch.zeros(n, dtype=torch.int64), Draws(0, torch.arange(n), ""), {})
+    model = Lookup(wrong)
+    surrogate = Surrogate(lambda x: ModelOutput(model(x), (), x, x))
+    return list(stream(attack, surrogate, Judge(model, chunk=chunk), todo, lambda: units.update("u"))), units["u"]
+
+
+def test_the_lowest_success_wins_though_a_later_run_is_there_first() -> None:
+    """Run 3 succeeds at once, run 1 at its fourth step, the judge refuses what run 0 believes: run 1, and runs 0 and 1 are counted."""
+    attempts, _ = scripted([[[2], [4], [], [0], [0]]], {(0, 1, 4), (0, 3, 0), (0, 4, 0)}, chunk=8)
+    assert [a.runs.tolist() for a in attempts] == [[0], [1]]
+    assert [a.found.broken.tolist() for a in attempts] == [[False], [True]]
+    assert attempts[-1].final.tolist() == [True]
+    assert attempts[-1].found.x_adv.flatten().tolist() == [0, 1, 4]
+    assert attempts[-1].found.steps.tolist() == [4]
+    assert attempts[-1].judged.tolist() == [3]  # run 0 at the refused point and at its end, run 1
+    assert attempts[-1].forwards.tolist() == [7 + 5 + 3]
+    assert attempts[-1].wasted.tolist() > [0]
+
+
+def test_a_success_ends_the_runs_past_it_at_once_and_leaves_those_before_alone() -> None:
+    """Half way through the others' steps its runs 2 and 3 are gone, and run 0 goes on, for it may succeed yet."""
+    live: list[set[Job]] = []
+    work = _Pool.work
+
+    def spy(pool: _Pool) -> None:
+        live.append({job for job in zip(pool.live["position"].tolist(), pool.live["run"].tolist(), strict=True) if job[0] >= 0})
+        work(pool)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Pool, "work", spy)
+        attempts, _ = scripted([[[], [0], [], []], [[], [], [], []]], {(0, 1, 0)}, chunk=8, steps=12)
+    assert live[0] == {(i, r) for i in range(2) for r in range(4)}
+    assert live[6] == {(0, 0), *((1, r) for r in range(4))}
+    outcome = {(p, r): f for a in attempts for p, r, f in zip(a.positions.tolist(), a.runs.tolist(), a.final.tolist(), strict=True)}
+    assert outcome == {(0, 0): False, (0, 1): True, (1, 0): False, (1, 1): False, (1, 2): False, (1, 3): True}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_script_has_one_outcome_at_any_width(seed: int) -> None:
+    """Random beliefs, of which the judge confirms a half: from one row, where nothing can go at once, to more than there are runs."""
+    generator = random.Random(seed)
+    hits = [[sorted(generator.sample(range(6), generator.choice((0, 0, 0, 1, 2)))) for _ in range(4)] for _ in range(5)]
+    wrong = {(i, r, s) for i, runs in enumerate(hits) for r, steps in enumerate(runs) for s in steps if generator.random() < 0.5}
+    outcomes = []
+    for chunk in (1, 3, 8, 32):
+        attempts, _ = scripted(hits, wrong, chunk)
+        rows = [(a.positions, a.runs, a.found.broken, a.found.steps, a.forwards, a.judged, a.final) for a in attempts]
+        told = [row for columns in rows for row in zip(*(column.tolist() for column in columns), strict=True)]
+        outcomes.append(sorted(told))
+        for i in range(5):
+            assert [run for position, run, *_ in told if position == i] == list(range(sum(row[0] == i for row in told)))
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+
+
+@pytest.mark.parametrize(("examples", "chunk", "waves"), [(1, 4, 1), (1, 8, 1), (2, 4, 2), (3, 8, 2), (8, 4, 8)])
+def test_a_pool_that_nothing_breaks_takes_as_many_steps_as_rows_allow(examples: int, chunk: int, waves: int) -> None:
+    _, units = scripted([[[]] * 4] * examples, set(), chunk)
+    assert units == 6 * waves
+
+
 class Table(nn.Module):
     """The margin of label 0 after the step it is asked at; an image's pixel is its step count."""
 
@@ -226,16 +381,18 @@ def test_an_empty_task_does_nothing() -> None:
 @each_attack
 @pytest.mark.parametrize("judge", [Judge, Refusing])
 def test_never_more_live_rows_than_the_chunk(attack: PooledAttack, judge: type[Judge], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted at every unit of work, all tensors of it; and the pool is full as long as jobs are queued."""
+    """Counted at every unit of work, all tensors of it; and no row is free as long as there is a run to begin."""
     work, most = _Pool.work, []
 
     def spy(pool: _Pool) -> None:
         assert all(len(value) == 6 for value in pool.live.values())
         assert pool.alive == int((pool.live["position"] >= 0).sum()) <= 6
-        assert pool.alive == 6 or not (pool.queue or pool.returned)
-        positions = pool.live["position"][pool.live["position"] >= 0]
-        assert len(positions.unique()) == len(positions)
-        assert sum(len(rows["y"]) for rows in pool.waiting) < 6
+        could_begin = [e for e in pool.turns.open_.values() if e.begun < e.wanted]
+        assert pool.alive == 6 or not (pool.turns.due or size(pool.returned) or could_begin)
+        jobs = [job for job in zip(pool.live["position"].tolist(), pool.live["run"].tolist(), strict=True) if job[0] >= 0]
+        assert len(set(jobs)) == len(jobs)
+        assert size(pool.waiting) < 6
+        assert size(pool.ended) <= sum(e.begun - e.settled for e in pool.turns.open_.values())
         most.append(pool.alive)
         work(pool)
 

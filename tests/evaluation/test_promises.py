@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from advcli.attacks import Threat
+from advcli.attacks.turns import Turns
 from advcli.data import Split, load_test
 from advcli.errors import InterruptedRunError, UsageError
 from advcli.evaluation import run as running
@@ -97,6 +98,21 @@ def test_an_image_has_the_same_row_in_every_company(path: Path, silent: Any, tmp
         assert whole["adversarial_index"][kept].tolist() == own["adversarial_index"].tolist()
         for name in ("adversarial", "clean"):
             assert whole[name][kept].tobytes() == own[name].tobytes()
+
+
+@pytest.mark.usefixtures("short")
+def test_runs_at_once_leave_the_receipts_of_runs_one_after_another(path: Path, silent: Any, tmp_path: Path) -> None:
+    """Few images in many rows, so that targets go at once as a rule."""
+
+    def only_due(turns: Turns, free: int) -> list[tuple[int, int]]:
+        return [turns._begin(turns.due.popleft()) for _ in range(min(free, len(turns.due)))]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Turns, "begin", only_due)
+        arrays, _ = result(job(path, images(14), chunk=16), tmp_path / "one", silent)
+    result(job(path, images(14), chunk=16), tmp_path / "many", silent)
+    assert (arrays["run.apgd-t"] > 0).any()
+    assert receipts(tmp_path / "one") == receipts(tmp_path / "many")
 
 
 @pytest.mark.parametrize("n", [60, pytest.param(200, marks=pytest.mark.slow)])
