@@ -24,13 +24,13 @@ Row = tuple[str, PooledAttack, View | None, str]
 def gate_entries(threat: Threat, num_classes: int, heads: int, aux_weight: float, *, exact: bool) -> tuple[Entry, ...]:
     """Attacks that know the gates of a network with so many auxiliary heads; each is judged on the deployed decision.
 
-    The first auxiliary head precedes every gate, so it is an ordinary network whose fall takes the gates along: it gets all of
-    AutoAttack, its random search last of all. Then the gates are forced to each target class while they are made to choose it, both
-    at once and in turns, kept at the label, softened, annealed, straight through, bypassed, and open; and what the papers call
-    adaptive, the joint loss through the gates as they are. exact: a gate that closes stands before pooling, where the condition of
-    success can be written down for all classes in one pass.
+    The open twin comes first, so that it is seen what carries over from it. The first auxiliary head precedes every gate, so it is an
+    ordinary network whose fall takes the gates along: it gets all of AutoAttack, its random search last of all. Then the gates are
+    forced to each target class while they are made to choose it, both at once and in turns, kept at the label, softened, annealed,
+    straight through and bypassed; and what the papers call adaptive, the joint loss through the gates as they are. exact: a gate
+    that closes stands before pooling, where the condition of success can be written down for all classes in one pass.
     """
-    rows = (*_first_head(threat, num_classes, heads), *_gates(threat, num_classes), *_joint(threat, aux_weight), *_open(threat))
+    rows = (*_open(threat), *_first_head(threat, num_classes, heads), *_gates(threat, num_classes), *_joint(threat, aux_weight))
     if exact:
         rows += _exact(threat, num_classes)
     rows += (("square@aux0", Square(threat), auxiliary(0), "auxiliary head 0"),)
