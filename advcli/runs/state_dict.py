@@ -52,6 +52,7 @@ def _pickled(path: Path) -> Any:
             hint = "where you trust it, load it yourself and save the tensors alone: torch.save(model.state_dict(), 'weights.pt')"
             raise CheckpointError(what, where=str(path), next=hint) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason if " " in reason else f"{type(error).__name__} {reason}"
         raise CheckpointError(f"the file is damaged, or nothing that torch.save wrote: {reason[:300]}", where=str(path)) from None
 
 
