@@ -92,7 +92,7 @@ def test_an_image_has_the_same_row_in_every_company(path: Path, silent: Any, tmp
     for number, part in enumerate((torch.tensor([39]), torch.arange(0, 40, 3), shuffled[:29].sort().values)):
         own, _ = result(job(path, split.take(part), chunk=16), tmp_path / str(number), silent)
         for name, column in own.items():
-            if name not in IMAGES:
+            if name not in IMAGES and not name.startswith("probe."):  # probes are of a sample of a run's images
                 assert column.tobytes() == whole[name][part.numpy()].tobytes(), name
         kept = np.isin(whole["adversarial_index"], own["index"])
         assert whole["adversarial_index"][kept].tolist() == own["adversarial_index"].tolist()
