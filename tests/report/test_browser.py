@@ -20,10 +20,9 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium is installe
 
 # The page as it is in a frame of a phone's size; srcdoc shares the origin, so that it can be looked into.
 LOOK = """<!DOCTYPE html><title>look</title><link rel="icon" href="data:,"><pre id="facts"></pre><script>
-const look = async () => {{
+const look = () => {{  // when the frame has loaded so have its images
   const page = frame.contentDocument, view = frame.contentWindow;
   const box = query => {{ const r = page.querySelector(query).getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; }};
-  await Promise.all([...page.images].map(image => image.decode().catch(() => null)));
   const wide = [...page.querySelectorAll("*")].filter(e => e.scrollWidth > e.clientWidth + 1);
   const scrolling = wide.filter(e => view.getComputedStyle(e).overflowX == "auto");
   page.querySelector(".skip").focus();
