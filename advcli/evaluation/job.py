@@ -17,7 +17,7 @@ from advcli.runs.checkpoint import Loaded
 class Watcher(Protocol):
     """Whoever shows progress. planned: what it costs if nothing breaks.
 
-    spent and left are work done in this session and still to come, in seconds as they passed at the start.
+    spent and left are work done by this process and still to come, in seconds as they passed at the start.
     """
 
     def planned(self, attacks: int, passes: int, seconds: float) -> None: ...
