@@ -26,6 +26,8 @@ UPPER_BOUNDS = ("quick", "paper", "transfer", "fast", "aa-rand")
 
 _WHITE_BOX = ("apgd", "fab-", "pgd-", "cw-", "mim-", "fgsm")
 _TRANSFER = ("pgd-100@open", "mim-100@open")
+_PGD = "pgd-40@0.007"
+_KNOWING = ("@aux0", "@bpda", "@eot")  # what only a network that hides its gradient gets
 _STEPS = (("fgsm", "pgd-20"), ("fgsm", "pgd-100@eps/4"), ("fgsm-rs", "pgd-40@0.007"))
 
 _ATHALYE, _CARLINI = "Athalye et al. 2018", "Carlini et al. 2019"
@@ -52,6 +54,9 @@ CHECKS = {
     ),
     "adaptive-beats-autoattack": Check(
         "masked", "Tramer et al. 2020", "attacks that know how the network hides its gradient break images that AutoAttack did not"
+    ),
+    "pgd-flatters": Check(
+        "upper bound", _CARLINI, "the network hides its gradient, and PGD on its final logits is far kinder than everything together"
     ),
     "more-steps-not-stronger": Check("masked", _CARLINI, "PGD ends worse after 100 steps than after 10"),
     "silent-success": Check("upper bound", _PINTOR, "PGD passes adversarial points and comes back from them"),
@@ -97,6 +102,10 @@ def _of_readings(broken: Broken, parts: Mapping[str, str]) -> Iterable[Flag]:
         white = _union(rows for name, rows in broken.items() if name.startswith(_WHITE_BOX))
         if white is not None:
             yield _compare("black-box-beats-white-box", broken["square"] | white, white)
+    if _PGD in broken and any(name.endswith(_KNOWING) for name in broken):
+        everything = _union(broken.values())
+        assert everything is not None
+        yield _compare("pgd-flatters", everything, broken[_PGD])
     standard = _union(rows for name, rows in broken.items() if parts.get(name) == "aa")
     for check, others in (
         ("transfer-beats-white-box", _union(broken[name] for name in _TRANSFER if name in broken)),

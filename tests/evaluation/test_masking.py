@@ -92,6 +92,17 @@ def test_what_knows_the_network_against_autoattack(name: str, names: set[str]) -
     assert found(broken, dict.fromkeys(broken, "adaptive")) == []
 
 
+def test_pgd_flatters_only_a_network_that_has_attacks_of_its_own() -> None:
+    """On an honest network the gap between PGD and everything is no sign of anything, however sure."""
+    rows = np.arange(100)
+    broken = {"pgd-40@0.007": rows < 8, "apgd-t": rows < 14, "apgd-t-again": rows < 20, "apgd-ce@aux0": rows < 20}
+    parts = dict.fromkeys(broken, "adaptive") | {"pgd-40@0.007": "paper", "apgd-t": "aa"}
+    assert found(broken, parts) == ["pgd-flatters"]
+    assert found(broken | {"apgd-t-again": rows < 18, "apgd-ce@aux0": rows < 18}, parts) == [], "ten images are no evidence"
+    del broken["apgd-ce@aux0"], parts["apgd-ce@aux0"]
+    assert found(broken, parts) == []
+
+
 @pytest.mark.parametrize(
     ("trait", "value", "name"),
     [
