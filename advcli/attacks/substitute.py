@@ -102,7 +102,7 @@ def _in_place(func: Callable[..., Any]) -> bool:
 
 
 def _depends(x: object) -> bool:
-    return isinstance(x, Tensor) and (x.requires_grad or getattr(x, "advcli_soft", None) is not None)
+    return isinstance(x, Tensor) and x.requires_grad
 
 
 def _carry(name: str, x: Tensor | None, hard: Any) -> Any:
