@@ -48,11 +48,24 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return max(1, n // batch_size)
 
 
-def batches(split: Split, *, batch_size: int, seed: int, epoch: int, first: int = 0, augmentations: Sequence[str] = ()) -> Iterator[Batch]:
-    """The training batches of an epoch from step `first` on. Images left over at the end come up in other epochs."""
+def batches(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    first: int = 0,
+    augmentations: Sequence[str] = (),
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """The training batches of an epoch from step `first` on. Images left over at the end come up in other epochs.
+
+    part: (r, P) for the r-th of the P contiguous parts of each batch, P a divisor of batch_size.
+    """
+    number, size = part[0], batch_size // part[1]
     order = epoch_order(len(split.labels), seed, epoch).to(split.labels.device)
     for step in range(first, steps_per_epoch(len(split.labels), batch_size)):
-        pick = order[step * batch_size : (step + 1) * batch_size]
+        pick = order[step * batch_size + number * size :][:size]
         index = split.index[pick]
         images = augment(split.images[pick], index, augmentations, seed=seed, epoch=epoch)
         yield Batch(to_float(images), split.labels[pick], index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -11,9 +12,16 @@ from advcli.errors import UsageError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: a CUDA device where there is one, else the CPU. UsageError for a device that is not there."""
+    """`auto`: a CUDA device where there is one, else the CPU. UsageError for a device that is not there.
+
+    Of several processes on a machine each takes the CUDA device of its own number.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise UsageError("every process has a GPU of its own", where="--device", next="--device cuda")
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):

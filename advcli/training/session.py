@@ -6,12 +6,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from advcli.data import Moment, batches
 from advcli.errors import CheckpointError, UsageError
+from advcli.gates.whole import processes
 from advcli.models import Network
 from advcli.recipe import Recipe
 from advcli.runs import folder as folders
 from advcli.runs import foreign
+from advcli.training import distributed
 from advcli.training.cost import forward_flops, passes
 from advcli.training.device import pick_device, resolve_precision
 from advcli.training.loop import Outcome, Watcher, train
@@ -53,7 +57,26 @@ def start_from(recipe: Recipe, path: Path | None, num_classes: int | None = None
 
 def run(recipe: Recipe, watcher: Watcher, *, out: Path | None, resume: bool, device: str) -> Outcome:
     """Train a recipe into a new folder, or go on in an old one; its decisions are kept, and another recipe is refused."""
+    _check_shares(recipe)
     where = pick_device(device)
+    folder, recipe = distributed.lead(lambda: _settle(recipe, out, where, resume=resume))
+    parts = distributed.in_turn(lambda: assemble(recipe, where))  # before a folder is made: what cannot start leaves nothing behind
+    return train(parts, distributed.lead(lambda: _claim(folder, recipe, out)), watcher, resume=resume)
+
+
+def _check_shares(recipe: Recipe) -> None:
+    """UsageError unless every process gets as many images of a batch as any other."""
+    size, several = recipe.train.batch_size, processes()
+    if size % several:
+        raise UsageError(
+            f"a batch of {size} images cannot be shared equally by {several} processes",
+            where="train.batch_size",
+            next=f"it is the batch of all processes together: train.batch_size={-(-size // several) * several}, or another multiple",
+        )
+
+
+def _settle(recipe: Recipe, out: Path | None, where: torch.device, *, resume: bool) -> tuple[Path | None, Recipe]:
+    """The folder to go on in, if there is one, and the recipe with its decisions; whatever is in the way is refused."""
     folder = (out or folders.newest(recipe.name)) if resume else None
     stored = folders.stored_recipe(folder) if folder is not None else None
     if out is not None and stored is None:
@@ -64,13 +87,16 @@ def run(recipe: Recipe, watcher: Watcher, *, out: Path | None, resume: bool, dev
         what = "the run has weights but its saved state is missing, so it cannot go on"
         raise CheckpointError(what, where=str(folder), next="leave out --resume to start a new run; nothing was touched")
     precision = stored.train.precision if stored is not None else resolve_precision(recipe.train.precision, where)
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
-    parts = assemble(recipe, where)  # before a folder is made: what cannot start leaves nothing behind
+    return folder, recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+
+
+def _claim(folder: Path | None, recipe: Recipe, out: Path | None) -> Path:
+    """The folder, made if it is not there, with the recipe in it."""
     if folder is None or not folder.is_dir():
         folder = folders.create(recipe.name, out)
-    if stored is None:
+    if folders.stored_recipe(folder) is None:
         folders.store_recipe(folder, recipe)
-    return train(parts, folder, watcher, resume=resume)
+    return folder
 
 
 @dataclass(frozen=True)
