@@ -89,6 +89,6 @@ class LostProcessError(InterruptedRunError):
 
     def __init__(self, why: str) -> None:
         super().__init__(
-            f"another process of this work has gone: {why}",
+            f"another process of this work has gone ({why})",
             next="the first failure that torchrun lists says which; the same command with --resume goes on, with any number of processes",
         )

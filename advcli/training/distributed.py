@@ -49,7 +49,7 @@ def opened(device: str) -> Iterator[None]:
             raise
         if not first:
             raise SystemExit(LostProcessError.exit_code) from None
-        raise LostProcessError(str(error).splitlines()[0]) from None
+        raise LostProcessError(_sentence(error)) from None
     _control = None
     dist.destroy_process_group()
 
@@ -57,6 +57,11 @@ def opened(device: str) -> Iterator[None]:
 def _is_loss(error: BaseException) -> bool:
     """Whether a collective failed; gloo has no class of its own for that, and names its source file."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _sentence(error: BaseException) -> str:
+    """The first sentence of a failed collective's message, without the place in gloo's source before it."""
+    return str(error).partition("] ")[2].partition(". ")[0] or str(error).partition("\n")[0]
 
 
 def _is_first() -> bool:
