@@ -53,9 +53,8 @@ class Run:
             what = "a random network draws by batch, so its verdicts would depend on the number of processes"
             raise UsageError(what, where=str(job.loaded.path), next="attack it without torchrun")
         self.entries = compose(job, self.traits)
-        bound = (
-            0.0 if self.traits.random else distributed.lead(lambda: measure_bound(self.model, probe))
-        )  # what noise moves is not rounding
+        # what noise moves is not rounding
+        bound = 0.0 if self.traits.random else distributed.lead(lambda: measure_bound(self.model, probe))
         draws = DRAWS if self.traits.random else 1
         self.judge = Judge(self.model, chunk=job.chunk, bound=bound, cost=self.cost, draws=draws)
         self.search = distributed.lead(self._settled)
