@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from advcli.data import Moment, batches
 from advcli.errors import CheckpointError, UsageError
 from advcli.gates.whole import processes
 from advcli.models import Network
 from advcli.recipe import Recipe
+from advcli.runs import atomic, foreign
 from advcli.runs import folder as folders
-from advcli.runs import foreign
 from advcli.training import distributed
 from advcli.training.cost import forward_flops, passes
-from advcli.training.device import pick_device, resolve_precision
+from advcli.training.device import pick_device
 from advcli.training.loop import Outcome, Watcher, train
+from advcli.training.probe import Settled, settle
 from advcli.training.setup import assemble
-from advcli.training.step import training_step
+from advcli.training.step import step_of
 
 _COMMANDS = {"standard": ("pretrain",), "arrest": ("finetune",)}
 _FROM = "--from CKPT, such as the run folder that advcli pretrain recipes/standard.yaml makes"
@@ -59,9 +58,16 @@ def run(recipe: Recipe, watcher: Watcher, *, out: Path | None, resume: bool, dev
     """Train a recipe into a new folder, or go on in an old one; its decisions are kept, and another recipe is refused."""
     _check_shares(recipe)
     where = pick_device(device)
-    folder, recipe = distributed.lead(lambda: _settle(recipe, out, where, resume=resume))
-    parts = distributed.in_turn(lambda: assemble(recipe, where))  # before a folder is made: what cannot start leaves nothing behind
-    return train(parts, distributed.lead(lambda: _claim(folder, recipe, out)), watcher, resume=resume)
+    given, folder, fresh = distributed.lead(lambda: _settled_before(recipe, out, resume=resume))
+    parts = distributed.in_turn(lambda: assemble(given, where))  # before a folder is made: what cannot start leaves nothing behind
+    settled = None
+    if fresh:
+        measured = settle(parts)
+        settled = distributed.lead(lambda: measured)  # every process measures, the first one's numbers decide
+        parts = replace(parts, recipe=settled.recipe)
+        for line in settled.lines():
+            watcher.noted(line)
+    return train(parts, distributed.lead(lambda: _ready(folder, given, out, settled)), watcher, resume=resume)
 
 
 def _check_shares(recipe: Recipe) -> None:
@@ -75,8 +81,11 @@ def _check_shares(recipe: Recipe) -> None:
         )
 
 
-def _settle(recipe: Recipe, out: Path | None, where: torch.device, *, resume: bool) -> tuple[Path | None, Recipe]:
-    """The folder to go on in, if there is one, and the recipe with its decisions; whatever is in the way is refused."""
+def _settled_before(recipe: Recipe, out: Path | None, *, resume: bool) -> tuple[Recipe, Path | None, bool]:
+    """The recipe with the decisions of the run that goes on; its folder, if there is one; and whether nothing is decided yet.
+
+    Whatever is in the way is refused.
+    """
     folder = (out or folders.newest(recipe.name)) if resume else None
     stored = folders.stored_recipe(folder) if folder is not None else None
     if out is not None and stored is None:
@@ -86,16 +95,16 @@ def _settle(recipe: Recipe, out: Path | None, where: torch.device, *, resume: bo
     if folder is not None and not (folder / "state.safetensors").is_file() and (folder / "last.safetensors").is_file():
         what = "the run has weights but its saved state is missing, so it cannot go on"
         raise CheckpointError(what, where=str(folder), next="leave out --resume to start a new run; nothing was touched")
-    precision = stored.train.precision if stored is not None else resolve_precision(recipe.train.precision, where)
-    return folder, recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+    return recipe if stored is None else folders.as_decided(recipe, stored), folder, stored is None
 
 
-def _claim(folder: Path | None, recipe: Recipe, out: Path | None) -> Path:
-    """The folder, made if it is not there, with the recipe in it."""
+def _ready(folder: Path | None, recipe: Recipe, out: Path | None, settled: Settled | None) -> Path:
+    """The folder, made if it is not there, with the recipe and what was measured for it."""
     if folder is None or not folder.is_dir():
         folder = folders.create(recipe.name, out)
-    if folders.stored_recipe(folder) is None:
-        folders.store_recipe(folder, recipe)
+    if settled is not None:
+        atomic.write_json(folder / "probe.json", settled.receipt())
+        folders.store_recipe(folder, settled.recipe)
     return folder
 
 
@@ -119,10 +128,9 @@ class DryRun:
 def dry_run(recipe: Recipe, *, device: str) -> DryRun:
     """Resolve, assemble, and run one step; nothing is written."""
     where = pick_device(device)
-    recipe = recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"precision": resolve_precision(recipe.train.precision, where)})}
-    )
     parts = assemble(recipe, where)
+    parts = replace(parts, recipe=settle(parts).recipe)
+    recipe = parts.recipe
     batch = next(
         batches(parts.data.train, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=0, augmentations=recipe.data.augment)
     )
@@ -131,10 +139,9 @@ def dry_run(recipe: Recipe, *, device: str) -> DryRun:
     parts.model.train()
     started = time.monotonic()
     teachers = [module for module in parts.objective.modules() if isinstance(module, Network)]
-    with passes(parts.model, *teachers) as cost:
-        scalars = training_step(
-            parts.model, parts.objective, parts.optimizer, batch, Moment(recipe.seed, 0, 0, 0.0), recipe.train.precision
-        )
+    step = step_of(parts)
+    with passes(*step.networks, *teachers) as cost:
+        scalars = step(batch, Moment(recipe.seed, 0, 0, 0.0))
         float(scalars["loss"])  # waits for the device
     seconds = time.monotonic() - started
     return DryRun(
