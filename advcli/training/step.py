@@ -96,4 +96,4 @@ def averaged(
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     values = torch.stack([value.to(scalars["loss"].dtype) for value in scalars.values()])
     average_([*gradients, *moving_statistics(model), *moving_statistics(objective), values, *carried])
-    return dict(zip(scalars, values.unbind(), strict=True))
+    return {name: mean.to(scalars[name].dtype) for name, mean in zip(scalars, values, strict=True)}
