@@ -96,8 +96,13 @@ def in_turn(act: Callable[[], T]) -> T:
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     if processes() == 1 or first:
         result = act()
-    gathered(None)
+    wait()
     return result if first else act()
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    gathered(None)
 
 
 def gathered(value: T) -> list[T]:

@@ -85,6 +85,7 @@ class _Run:
         while self.counters.epoch < epochs:
             self._run_epoch()
             self._end_epoch()
+        distributed.wait()  # whoever returns finds everything written
         return Outcome(self.folder, self.folder / "model.safetensors", epochs, self.counters.best_epoch, self.counters.measured)
 
     def _run_epoch(self) -> None:
@@ -233,7 +234,7 @@ class _Run:
 
     def _leave(self) -> None:
         self._save()
-        distributed.gathered(None)  # once one process has left, torchrun ends the others
+        distributed.wait()  # once one process has left, torchrun ends the others
         raise InterruptedRunError(
             "stopped on request; the state is saved", where=str(self.folder), next="the same command with --resume goes on from here"
         )

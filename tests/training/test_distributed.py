@@ -121,8 +121,8 @@ def test_two_processes_take_the_steps_of_one(method: str, halves: list[dict[str,
 
 @pytest.mark.slow
 def test_a_part_of_the_batch_alone_steps_elsewhere(halves: list[dict[str, dict[str, Tensor]]]) -> None:
-    key = "Network.linear.weight"
-    assert float((stepped("pgd-at", rows=slice(8))[key] - halves[0]["pgd-at"][key]).abs().max()) > 1e-4
+    other = stepped("pgd-at", rows=slice(8))
+    assert max(float((other[key] - value).abs().max()) for key, value in halves[0]["pgd-at"].items()) > 1e-3
 
 
 def mixed() -> dict[str, Any]:
@@ -161,7 +161,7 @@ def mixed() -> dict[str, Any]:
 
 def measurements() -> list[dict[str, float]]:
     """Of a gated network with values of its own, in two chunks of an odd number, and in one."""
-    recipe = load("again", [*SMALL, *CRAFT])
+    recipe = load("again", [*SMALL, *METHODS["again"][1:]])
     network = build(Architecture("small-cnn", 0.25, 10, 1, 8, gates=recipe.model.gates), seed=2)
     images = load_test(Data(name="digits"))[0]
     parts = (images.take(torch.arange(n)) for n in (251, 30))
