@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -64,7 +66,7 @@ class Launched:
         meeting = () if "--rdzv-backend=c10d" in options else (f"--master-port={free_port()}",)
         command = [sys.executable, "-m", "torch.distributed.run", *meeting, *options, "-m", "--", "advcli", *arguments]
         with self.files[0].open("wb") as out, self.files[1].open("wb") as err:
-            self.process = subprocess.Popen(command, stdout=out, stderr=err, cwd=cwd, env=os.environ | HERE)
+            self.process = subprocess.Popen(command, stdout=out, stderr=err, cwd=cwd, env=os.environ | HERE, start_new_session=True)
 
     def workers(self) -> list[int]:
         """Process numbers of the processes that it started, by rank."""
@@ -72,18 +74,24 @@ class Launched:
         return sorted(int(word) for word in found.split())
 
     def wait_for(self, path: Path) -> None:
-        """Until a file is there."""
+        """Until something is in a file."""
         limit = time.monotonic() + LIMIT
-        while not path.is_file():
-            assert time.monotonic() < limit, self.shown()
-            assert self.process.poll() is None, self.shown()
+        while not path.is_file() or not path.stat().st_size:
+            if self.process.poll() is not None or time.monotonic() > limit:
+                self.end()
+                raise AssertionError(self.shown())
             time.sleep(0.05)
 
     def finish(self) -> int:
         try:
             return self.process.wait(LIMIT)
         finally:
-            self.process.kill()
+            self.end()
+
+    def end(self) -> None:
+        """Kill what is left of it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def shown(self) -> tuple[str, str]:
         """What it wrote to stdout and stderr so far."""

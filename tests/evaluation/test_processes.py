@@ -127,7 +127,7 @@ def refused(path: str, folder: str, apart: str) -> dict[str, str]:
 
     whole, network = load_test(Data(name="digits"))[0], load_network(Path(path))
     try:
-        session.run(Options(Path(path), "aa", engine="reference", device="cpu"), Silent())
+        session.job(Options(Path(path), "aa", engine="reference", device="cpu"), Silent())
     except AdvcliError as error:
         found["reference"] = str(error)
     try_("random", whole.take(torch.arange(8)), lies.tell(network, "random noise"), Path(folder) / "random")
