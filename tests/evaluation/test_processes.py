@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from advcli.evaluation.engine import evaluate
 from advcli.evaluation.job import Job, pick
 from advcli.evaluation.session import Options
 from advcli.gates.whole import processes
+from advcli.recipe import Recipe
 from advcli.recipe.schema import Data
 from advcli.runs.checkpoint import load_network
 from advcli.runs.ledger import Ledger
 from advcli.training import distributed
+from advcli.training import session as training
 
 RECEIPTS = ("report.json", "ledger/ledger.safetensors", "identity.json")
 EPS = "0.2"
@@ -169,10 +172,10 @@ def reports(path: str, other: str, folder: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_curves_and_matrices_are_shared_too(path: str, trained_run: Path, tmp_path: Path) -> None:
+def test_curves_and_matrices_are_shared_too(path: str, tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    other = str(trained_run / "last.safetensors")
+    other = str(training.run(tiny(), Silent(), out=tmp_path / "other", resume=False, device="cpu").checkpoint)
     alone = reports(path, other, str(tmp_path / "one"))
     assert together(reports, tmp_path, path, other, str(tmp_path / "two")) == [alone, alone]
 
