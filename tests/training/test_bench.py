@@ -87,8 +87,13 @@ def test_floors_are_those_of_the_methods(
 
 @pytest.mark.parametrize(
     ("name", "overrides", "steps"),
-    [("pgd-at", [], 10), ("trades", ["craft.steps=7"], 7), ("ancra", [], 20), ("ancra", ["objective.terms.0.negatives=hard"], 10)]
-    + [("standard", [], 0)],
+    [
+        ("pgd-at", [], 10),
+        ("trades", ["craft.steps=7"], 7),
+        ("ancra", [], 20),
+        ("ancra", ["objective.terms.0.negatives=hard"], 10),
+        ("standard", [], 0),
+    ],
 )
 def test_gradient_steps_of_an_image(name: str, overrides: list[str], steps: int) -> None:
     assert bench.gradient_steps(load(name, overrides)) == steps

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from advcli.training.turns import by_turns
 
 
 def test_everybody_takes_turns_and_the_order_turns_round() -> None:
     calls: list[str] = []
 
-    def runner(name: str, value: float):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def runner(name: str, value: float) -> Callable[[], float]:
         def run() -> float:
             calls.append(name)
             return value + len(calls)
