@@ -196,16 +196,16 @@ def _disk(seen: Examination) -> dict[str, Any]:
 
 def _recipe(recipe: Recipe, device: str, data_root: str | None, seen: Examination, watch: Callable[[str], None]) -> Any:
     """The benchmark of two steps; nothing is downloaded: where the data set is missing, random images take its place."""
-    from advcli.training import bench
+    from advcli.training import throughput
     from advcli.training.device import pick_device
 
     data = recipe.data.model_copy(update={"download": False} | ({"root": data_root} if data_root else {}))
     recipe = recipe.model_copy(update={"data": data})
-    how = bench.How(rounds=1, seconds=0.0, made_up=False, watch=watch)
+    how = throughput.How(rounds=1, seconds=0.0, made_up=False, watch=watch)
     try:
-        return bench.run(recipe, pick_device(device), how)
+        return throughput.run(recipe, pick_device(device), how)
     except DataError as error:
         seen.problem(f"{data.name}: {error.what}", error.next)
     if data.name == "folder":
         return None
-    return bench.run(recipe, pick_device(device), replace(how, made_up=True))
+    return throughput.run(recipe, pick_device(device), replace(how, made_up=True))

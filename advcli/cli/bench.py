@@ -83,12 +83,12 @@ def _training(name: str, overrides: list[str], only: list[str], device: str, how
 
     recipe = load(name, overrides)
     from advcli.report import speed
-    from advcli.training import bench, side_by_side
+    from advcli.training import side_by_side, throughput
     from advcli.training.device import pick_device
 
     if peers:
-        return side_by_side.run(recipe, pick_device(device), only, bench.How(**how)), speed.show_peers
-    return bench.run(recipe, pick_device(device), bench.How(**how)), speed.show_training
+        return side_by_side.run(recipe, pick_device(device), only, throughput.How(**how)), speed.show_peers
+    return throughput.run(recipe, pick_device(device), throughput.How(**how)), speed.show_training
 
 
 def _attacks(

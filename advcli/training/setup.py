@@ -39,6 +39,8 @@ class Assembly:
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self.data.train), self.recipe.train.batch_size)
 
+
+def assemble(recipe: Recipe, device: torch.device, data: DataSet | None = None) -> Assembly:
     """Raises DataError, CheckpointError or UsageError where something does not fit.
 
     data: in place of what the recipe names, for measuring speed.

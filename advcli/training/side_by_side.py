@@ -25,14 +25,14 @@ from advcli.models import Network
 from advcli.recipe import Recipe
 from advcli.recipe.schema import crafting_precision
 from advcli.runs.checkpoint import versions
-from advcli.training import bench
-from advcli.training.bench import Floor, How, Trainer
+from advcli.training import throughput
 from advcli.training.cost import FlopMeter, forward_flops
 from advcli.training.device import computing
 from advcli.training.machine import hardware
 from advcli.training.peers import PEERS, Peer, Plan, plan, same_method
 from advcli.training.probe import settle
 from advcli.training.setup import Assembly, assemble
+from advcli.training.throughput import Floor, How, Trainer
 from advcli.training.turns import Seconds, by_turns
 
 NUMERICS = {"shipped": "as shipped", "fp32": "same numerics", "bf16": "same numerics, bf16"}
@@ -71,10 +71,10 @@ def run(recipe: Recipe, device: torch.device, only: Sequence[str], how: How) -> 
     peers = check(recipe, only)
     installed = [peer for peer in peers if peer.package is None or util.find_spec(peer.package) is not None]
     asked = [name for name in NUMERICS if not only or name in only]
-    parts = bench.gathered(recipe, device, made_up=how.made_up)
+    parts = throughput.gathered(recipe, device, made_up=how.made_up)
     stream = batches(parts.data.train, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=0)
     contest = Contest(parts, copy.deepcopy(parts.model), list(itertools.islice(stream, _BATCHES)), plan(recipe))
-    floor = bench.count(parts)
+    floor = throughput.count(parts)
     costs = {peer.name: cost(peer, contest) for peer in installed}
     ours = {name: our_trainer(contest, name) for name in asked}
     runs: dict[str, Callable[[int], float]] = {f"ours, {NUMERICS[name]}": trainer.run for name, trainer in ours.items()}
@@ -142,7 +142,7 @@ def same_optimizer(ours: torch.optim.SGD, network: Network) -> torch.optim.SGD:
 def cost(peer: Peer, contest: Contest) -> float:
     """F of one step of the loop, counted on a few images."""
     network = copy.deepcopy(contest.network)
-    batch = Batch(*(part[: bench.COUNTED] for part in contest.shown[0]))
+    batch = Batch(*(part[: throughput.COUNTED] for part in contest.shown[0]))
     one = forward_flops(network.eval(), batch.images)
     with FlopMeter() as meter:
         peer.loop(network, same_optimizer(contest.parts.optimizer, network), batch, contest.plan)

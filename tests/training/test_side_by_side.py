@@ -12,8 +12,8 @@ import torch
 from advcli.errors import UsageError
 from advcli.recipe import Recipe, load
 from advcli.training import side_by_side
-from advcli.training.bench import Floor, How
 from advcli.training.peers import PEERS
+from advcli.training.throughput import Floor, How
 
 CPU = torch.device("cpu")
 HOW = How(rounds=2, seconds=0.0, made_up=False, watch=lambda text: None)

@@ -13,10 +13,10 @@ from advcli.data.synthetic import synthetic
 from advcli.errors import DataError, UsageError
 from advcli.recipe import Recipe, load
 from advcli.recipe.schema import Data
-from advcli.training import bench
-from advcli.training.bench import How, Trainer
+from advcli.training import throughput
 from advcli.training.probe import settle
 from advcli.training.setup import Assembly, assemble
+from advcli.training.throughput import How, Trainer
 
 CPU = torch.device("cpu")
 NARROW = ("model.width=0.125", "train.batch_size=8", "data.limit=64", "data.validation=8")
@@ -25,8 +25,8 @@ NARROW = ("model.width=0.125", "train.batch_size=8", "data.limit=64", "data.vali
 @pytest.fixture(autouse=True)
 def _small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peak that is measured at once."""
-    monkeypatch.setattr(bench, "peak", lambda device, precision: 2e9 if precision == "bf16" else 1e9)
-    monkeypatch.setattr(bench, "_SYNTHETIC", 32)
+    monkeypatch.setattr(throughput, "peak", lambda device, precision: 2e9 if precision == "bf16" else 1e9)
+    monkeypatch.setattr(throughput, "_SYNTHETIC", 32)
 
 
 def how(**changes: Any) -> How:
@@ -41,10 +41,10 @@ def narrow(name: str, *overrides: str) -> Assembly:
 def test_everything_adds_up(tiny: Callable[..., Recipe]) -> None:
     said: list[str] = []
     recipe = tiny("train.precision=fp32", "craft.precision=fp32")
-    found = bench.run(recipe, CPU, how(watch=said.append))
+    found = throughput.run(recipe, CPU, how(watch=said.append))
     step, seconds = found["seconds"]["step"]["median"], found["seconds"]
-    assert sum(seconds[phase] for phase in bench.PHASES) == pytest.approx(step)
-    assert all(seconds[phase] > 0 for phase in bench.PHASES)
+    assert sum(seconds[phase] for phase in throughput.PHASES) == pytest.approx(step)
+    assert all(seconds[phase] > 0 for phase in throughput.PHASES)
     assert found["images_per_second"] * step == pytest.approx(30)
     assert found["image_steps_per_second"] == pytest.approx(3 * found["images_per_second"])
     floor = found["floor"]
@@ -64,7 +64,7 @@ def test_everything_adds_up(tiny: Callable[..., Recipe]) -> None:
 
 def test_each_part_is_held_against_the_peak_of_its_own_precision(tiny: Callable[..., Recipe]) -> None:
     """bf16 has twice the peak here, so crafting may take half the time."""
-    found = bench.run(tiny("train.precision=fp32", "craft.precision=bf16"), CPU, how(rounds=1))
+    found = throughput.run(tiny("train.precision=fp32", "craft.precision=bf16"), CPU, how(rounds=1))
     floor, rate = found["floor"], found["floor"]["gflop_forward"] * found["images_per_second"]
     craft, rest = floor["craft_F"], floor["F"] - floor["craft_F"]
     assert found["share_of_peak"] == pytest.approx(rate * (craft / 2 + rest / 1))
@@ -79,8 +79,8 @@ FLOORS.append(("pgd-at", ("objective.wrapper={name: awp, warmup: 10}",), 20, 6))
 def test_floors_are_those_of_the_methods(
     name: str, overrides: tuple[str, ...], craft: int, train: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "COUNTED", 4)
-    floor = bench.count(narrow(name, *overrides))
+    monkeypatch.setattr(throughput, "COUNTED", 4)
+    floor = throughput.count(narrow(name, *overrides))
     assert floor.craft / floor.forward == pytest.approx(craft, rel=0.01)
     assert floor.train / floor.forward == pytest.approx(train, rel=0.02)
 
@@ -96,14 +96,14 @@ def test_floors_are_those_of_the_methods(
     ],
 )
 def test_gradient_steps_of_an_image(name: str, overrides: list[str], steps: int) -> None:
-    assert bench.gradient_steps(load(name, overrides)) == steps
+    assert throughput.gradient_steps(load(name, overrides)) == steps
 
 
 def test_measuring_leaves_the_objective_and_the_optimiser_as_they_were(tiny: Callable[..., Recipe]) -> None:
     parts = assemble(tiny(), CPU)
-    trainer = Trainer(bench.replace(parts, recipe=settle(parts).recipe))
-    shares = bench.split(trainer, 2)
-    assert set(shares) == set(bench.PHASES)
+    trainer = Trainer(throughput.replace(parts, recipe=settle(parts).recipe))
+    shares = throughput.split(trainer, 2)
+    assert set(shares) == set(throughput.PHASES)
     assert sum(shares.values()) == pytest.approx(1)
     assert "craft" not in vars(parts.objective)
     assert not parts.optimizer._optimizer_step_pre_hooks
@@ -112,7 +112,7 @@ def test_measuring_leaves_the_objective_and_the_optimiser_as_they_were(tiny: Cal
 def test_a_trainer_goes_on_through_epochs(tiny: Callable[..., Recipe]) -> None:
     """Three steps an epoch: the fourth and on come from another order of the images, and every step moves the weights."""
     parts = assemble(tiny(), CPU)
-    trainer = Trainer(bench.replace(parts, recipe=settle(parts).recipe))
+    trainer = Trainer(throughput.replace(parts, recipe=settle(parts).recipe))
     before = parts.model.linear.weight.detach().clone()
     assert torch.tensor(trainer.run(7)).isfinite()
     assert trainer.number == 3 + 7  # steps of the last of two epochs
@@ -123,7 +123,7 @@ def test_a_trainer_goes_on_through_epochs(tiny: Callable[..., Recipe]) -> None:
 
 def test_random_images_on_request_for_the_real_number_of_steps() -> None:
     recipe = load("pgd-at", ["model.width=0.125", "train.batch_size=4", "craft.steps=1", "schedule={name: one-cycle, epochs: 2}"])
-    found = bench.run(recipe, CPU, how(made_up=True, rounds=1))
+    found = throughput.run(recipe, CPU, how(made_up=True, rounds=1))
     assert found["data"] == {"name": "cifar10", "synthetic": True}
     assert found["estimate"]["steps"] == 2 * (49_000 // 4)
 
@@ -131,10 +131,10 @@ def test_random_images_on_request_for_the_real_number_of_steps() -> None:
 def test_a_missing_data_set_says_how_to_do_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("ADVCLI_DATA", str(tmp_path))
     with pytest.raises(DataError) as error:
-        bench.gathered(load("pgd-at", ["data.download=false"]), CPU, made_up=False)
+        throughput.gathered(load("pgd-at", ["data.download=false"]), CPU, made_up=False)
     assert "--synthetic" in error.value.next
     with pytest.raises(UsageError, match="no known shape"):
-        bench.gathered(load("pgd-at", ["data.name=folder", "data.root=x"]), CPU, made_up=True)
+        throughput.gathered(load("pgd-at", ["data.name=folder", "data.root=x"]), CPU, made_up=True)
 
 
 def test_a_round_is_as_long_as_asked() -> None:
@@ -144,11 +144,11 @@ def test_a_round_is_as_long_as_asked() -> None:
 
 def test_measuring_after_epochs_is_counted_by_gradients(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     """A gradient of 64 images takes 64 s by this clock: an image's 11 gradients 11 s, of 30 held out and 20 monitored, twice."""
-    monkeypatch.setattr(bench, "clocked", lambda go: (go(), 64.0)[1])
-    found = bench.estimate(assemble(tiny("select.metric=pgd-10"), CPU), 0.5, 90)
+    monkeypatch.setattr(throughput, "clocked", lambda go: (go(), 64.0)[1])
+    found = throughput.estimate(assemble(tiny("select.metric=pgd-10"), CPU), 0.5, 90)
     assert found["measuring"] == 2 * 50 * 11 * 1.0
     assert found["training"] == 2 * 3 * 0.5
-    assert bench.estimate(assemble(tiny("select.every=2"), CPU), 0.5, 90)["measuring"] == 50 * 4 * 1.0
+    assert throughput.estimate(assemble(tiny("select.every=2"), CPU), 0.5, 90)["measuring"] == 50 * 4 * 1.0
 
 
 def test_data_sets_without_validation_have_shapes() -> None:
