@@ -79,6 +79,7 @@ def examine(recipe: Recipe | None, device: str, data_root: str | None, watch: Ca
         "devices": _devices(torch, seen) if torch else [],
         "bf16": _bf16(device, seen) if torch else None,
         "compile": _compile(torch),
+        "backends": seen.attempt("torch.distributed cannot be asked", lambda: _backends(torch), "train in one process") if torch else [],
         "extras": [_extra(*row) for row in _EXTRAS],
         "data": _data(Path(data_root).expanduser() if data_root else _default_root()),
         "disk": _disk(seen),
@@ -167,6 +168,12 @@ def _compile(torch: Any) -> dict[str, Any]:
     compiler = next((path for path in map(shutil.which, filter(None, (asked, "g++", "clang++", "c++"))) if path), None)
     headers = (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
     return {"triton": bool(torch) and util.find_spec("triton") is not None, "compiler": compiler, "headers": headers}
+
+
+def _backends(torch: Any) -> list[str]:
+    """What several processes can talk over."""
+    distributed = torch.distributed
+    return [name for name in ("gloo", "nccl") if distributed.is_available() and getattr(distributed, f"is_{name}_available")()]
 
 
 def _extra(module: str, package: str, purpose: str) -> dict[str, str | None]:

@@ -10,7 +10,8 @@ from rich.table import Table
 from advcli.report.progress import duration
 from advcli.report.terminal import OUT, literal, percent
 
-_AS = {"as shipped": "shipped", "same numerics": "same", "same numerics, bf16": "same bf16"}
+_AS = {"as shipped": "shipped", "same numerics": "fp32", "same numerics, bf16": "bf16"}  # as --only calls them
+_IN = {"as shipped": "as shipped", "same numerics": "in float32", "same numerics, bf16": "in bfloat16"}
 _PHASES = {
     "data": "batch",
     "craft": "crafting",
@@ -37,17 +38,18 @@ def show_peers(result: Mapping[str, Any], *, markdown: bool = False) -> None:
     _head(result)
     rows = []
     for row in result["rows"]:
-        cost = "/".join(f"{row['F'][side]:.1f}" for side in ("ours", "theirs"))
+        cost = "/".join(f"{row['F'][side]:.0f}" for side in ("ours", "theirs"))
         rows.append([row["peer"], _AS[row["numerics"]], *_times(row), cost])
     _table(["beside", "as", "ours s", "theirs s", "ratio", "F"], rows, left=2, markdown=markdown)
     settled = result["precision"].get("as shipped")
     if settled:
         _say(f"shipped: ours crafts in {settled['craft']} and scores in {settled['train']}, theirs eager float32")
-    _say("same: both eager in float32; same bf16: both eager in bfloat16, theirs by autocast")
-    _say("ratio: theirs over ours, round by round; F: forwards that a step costs, ours/theirs")
+    _say("fp32: both eager in float32; bf16: both eager in bfloat16, theirs by autocast")
+    _say("ratio: theirs over ours, round by round; F: forwards a step costs, ours/theirs")
     _end(result)
-    gains = ", ".join(f"{row['ratio']['median']:.2f} x {row['peer']} {row['numerics']}" for row in result["rows"])
-    OUT.print(f"[bold]{literal(gains)}[/bold]")
+    for peer in dict.fromkeys(row["peer"] for row in result["rows"]):
+        gains = [f"{row['ratio']['median']:.2f} x {_IN[row['numerics']]}" for row in result["rows"] if row["peer"] == peer]
+        OUT.print(f"[bold]{literal(peer)}: {', '.join(gains)}[/bold]")
 
 
 def show_training(result: Mapping[str, Any], *, markdown: bool = False) -> None:
@@ -56,7 +58,8 @@ def show_training(result: Mapping[str, Any], *, markdown: bool = False) -> None:
     spent, step, precision = result["seconds"], result["seconds"]["step"], result["precision"]
     _table(["", "s", "%"], _phases(spent), left=1, markdown=markdown)
     _say(f"step: median of {result['rounds']} rounds of {result['steps']}, quartiles [{step['q25']:.3g}, {step['q75']:.3g}]")
-    _say(f"crafts in {precision['craft']}, scores in {precision['train']}")
+    crafts = f"crafts in {precision['craft']}, " if result["image_steps_per_second"] else ""
+    _say(f"{crafts}scores in {precision['train']}")
     for line in result["probe"]["lines"]:
         _say(f"probe: {line}")
     floor, memory, start = result["floor"], result["memory_bytes"], result["start_seconds"]
@@ -67,7 +70,9 @@ def show_training(result: Mapping[str, Any], *, markdown: bool = False) -> None:
     _say(f"start: assembly {start['assembly']:.1f} s, probe {start['probe']:.1f} s, first step {start['first_step']:.1f} s")
     _say("versions " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()))
     _say(recipe_time(result["estimate"]))
-    speed = f"{result['image_steps_per_second']:,.4g} image-steps/s, {result['images_per_second']:,.4g} images/s"
+    speed = f"{_count(result['images_per_second'])} images/s"
+    if result["image_steps_per_second"]:
+        speed = f"{_count(result['image_steps_per_second'])} image-steps/s, {speed}"
     OUT.print(f"[bold]{speed}[/bold], {percent(result['share_of_peak'])} % of the machine's peak")
 
 
@@ -82,11 +87,17 @@ def _phases(spent: Mapping[str, Any]) -> list[list[str]]:
     return rows + [[f"  {title}", f"{spent[name]:.3g}", percent(spent[name] / whole)] for name, title in _PHASES.items()]
 
 
+def _count(value: float) -> str:
+    """Three figures at least, and no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _head(result: Mapping[str, Any]) -> None:
     data = result["data"]
-    images = f"random images of {data['name']}'s shape" if data["synthetic"] else data["name"]
+    images = f"random images in the shape of {data['name']}" if data["synthetic"] else data["name"]
     _say(f"{result['recipe']}: {result['arch']}, {images}, batch {result['batch_size']}")
-    _say(f"{_machine(result)}; {result['rounds']} rounds of {result['steps']} step{'s' * (result['steps'] != 1)}")
+    rounds, steps = result["rounds"], result["steps"]
+    _say(f"{_machine(result)}; {rounds} round{'s' * (rounds != 1)} of {steps} step{'s' * (steps != 1)}")
 
 
 def _machine(result: Mapping[str, Any]) -> str:

@@ -80,7 +80,7 @@ def run(recipe: Recipe, device: torch.device, only: Sequence[str], how: How) -> 
     runs: dict[str, Callable[[int], float]] = {f"ours, {NUMERICS[name]}": trainer.run for name, trainer in ours.items()}
     runs |= {f"{peer.name}, {NUMERICS[name]}": Theirs(peer, contest, name).run for peer in installed for name in asked}
     warm, losses = by_turns({name: partial(go, 1) for name, go in runs.items()}, 2, lambda text: how.watch(f"warm-up, {text}"))
-    steps = how.steps(min(values[-1] for values in warm.values()))
+    steps = how.steps(min(min(values) for values in warm.values()))
     spent, _ = by_turns({name: partial(go, steps) for name, go in runs.items()}, how.rounds, how.watch)
     return {
         "recipe": recipe.name,

@@ -95,7 +95,7 @@ class How:
 
 
 def run(recipe: Recipe, device: torch.device, how: How) -> dict[str, Any]:
-    """Everything that is known of a recipe's speed here, after a warm-up of two steps."""
+    """Everything that is known of a recipe's speed here, after a warm-up of three steps."""
     watch = how.watch
     began = time.perf_counter()
     parts = gathered(recipe, device, made_up=how.made_up)
@@ -110,8 +110,8 @@ def run(recipe: Recipe, device: torch.device, how: How) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
     trainer = Trainer(replace(parts, recipe=settled.recipe))
     watch("warming up")
-    first, again = (clocked(lambda: trainer.run(1)) for _ in range(2))
-    steps = how.steps(again)
+    first, *again = (clocked(lambda: trainer.run(1)) for _ in range(3))
+    steps = how.steps(min(again))
     spent, _ = by_turns({"training": lambda: trainer.run(steps)}, how.rounds, watch)
     watch("where a step's time goes")
     shares = split(trainer, steps)
