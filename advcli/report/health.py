@@ -42,6 +42,8 @@ def _facts(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "disk", f"{result['disk']['free_bytes'] / 1e9:,.0f} GB free in {result['disk']['folder']}"
     if result.get("recipe"):
         yield "recipe", _recipe(result["recipe"])
+        for line in result["recipe"]["probe"]["lines"]:
+            yield "probe", line
 
 
 def _device(device: Mapping[str, Any]) -> str:

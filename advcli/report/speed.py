@@ -23,7 +23,7 @@ _PHASES = {
 def show_attacks(result: Mapping[str, Any], *, markdown: bool = False) -> None:
     """A row for each peer and numerics; ratios are theirs over ours, medians of rounds with their quartiles."""
     threat = result["threat"]
-    _say(str(result["checkpoint"]))
+    OUT.print(literal(str(result["checkpoint"])), soft_wrap=True)
     _say(f"{threat['norm']} eps {threat['eps']}, n = {result['n']}, {result['rounds']} rounds, {_machine(result)}")
     rows = []
     for row in result["rows"]:
@@ -134,4 +134,4 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, m
 
 
 def _say(line: str) -> None:
-    OUT.print(literal(line), soft_wrap=True)
+    OUT.print(literal(line))

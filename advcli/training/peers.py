@@ -127,7 +127,7 @@ def torchattacks_loop(network: Network, optimizer: torch.optim.Optimizer, batch:
 
 
 def foolbox_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> float:
-    """PGD-AT with foolbox's LinfPGD on weights that want gradients, as foolbox is given a network in training."""
+    """PGD-AT with foolbox's LinfPGD: 34 F at 10 steps, since its backward() fills the weights' gradients and it looks who was fooled."""
     import foolbox
 
     network.eval()

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata, util
+from importlib import import_module, metadata
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from advcli.errors import UsageError
 from advcli.measures import quartiles
 from advcli.models import Network
 from advcli.recipe import Recipe
-from advcli.recipe.schema import crafting_precision
 from advcli.runs.checkpoint import versions
 from advcli.training import throughput
 from advcli.training.cost import FlopMeter, forward_flops
@@ -69,7 +68,7 @@ class Contest:
 def run(recipe: Recipe, device: torch.device, only: Sequence[str], how: How) -> dict[str, Any]:
     """A row for each installed peer that does the same as the recipe, and for each numerics of `only` (empty: all)."""
     peers = check(recipe, only)
-    installed = [peer for peer in peers if peer.package is None or util.find_spec(peer.package) is not None]
+    installed = [peer for peer in peers if peer.package is None or importable(peer.package)]
     asked = [name for name in NUMERICS if not only or name in only]
     parts = throughput.gathered(recipe, device, made_up=how.made_up)
     stream = batches(parts.data.train, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=0)
@@ -89,13 +88,21 @@ def run(recipe: Recipe, device: torch.device, only: Sequence[str], how: How) -> 
         "batch_size": recipe.train.batch_size,
         "rounds": how.rounds,
         "steps": steps,
-        "precision": {NUMERICS[name]: precision_of(trainer.parts.recipe) for name, trainer in ours.items()},
+        "precision": {NUMERICS[name]: throughput.precision_of(trainer.parts.recipe) for name, trainer in ours.items()},
         "rows": [row(peer.name, name, spent, losses, steps, floor, costs[peer.name]) for peer in installed for name in asked],
         "first_step_seconds": {name: values[0] for name, values in warm.items()},
         "missing": [peer.package for peer in peers if peer not in installed],
         "versions": {**versions(), **{peer.package: metadata.version(peer.package) for peer in installed if peer.package}},
         "hardware": hardware(device),
     }
+
+
+def importable(package: str) -> bool:
+    try:
+        import_module(package)
+    except ImportError:
+        return False
+    return True
 
 
 def our_trainer(contest: Contest, name: str) -> Trainer:
@@ -110,10 +117,6 @@ def eager(recipe: Recipe, precision: str) -> Recipe:
     assert recipe.craft is not None
     train = recipe.train.model_copy(update={"precision": precision, "compile": False})
     return recipe.model_copy(update={"train": train, "craft": recipe.craft.model_copy(update={"precision": precision})})
-
-
-def precision_of(recipe: Recipe) -> dict[str, str]:
-    return {"craft": crafting_precision(recipe), "train": recipe.train.precision}
 
 
 class Theirs:

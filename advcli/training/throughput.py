@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,6 +32,8 @@ from advcli.training.setup import Assembly, assemble
 from advcli.training.step import Step, step_of
 from advcli.training.turns import by_turns
 
+T = TypeVar("T")
+
 PHASES = ("data", "craft", "score", "rest")
 """What a step's time goes to: the batch; crafting; scoring and its backward (AWP's probe with it); the optimiser and all else."""
 
@@ -48,6 +50,7 @@ class Trainer:
         self.epoch = parts.recipe.schedule.epochs - 1
         self.number = self.epoch * parts.steps_per_epoch
         self.batches = stream or self._batches()
+        parts.model.train()
 
     def _batches(self) -> Iterator[Batch]:
         recipe, split = self.parts.recipe, self.parts.data.train
@@ -96,55 +99,60 @@ class How:
 
 def run(recipe: Recipe, device: torch.device, how: How) -> dict[str, Any]:
     """Everything that is known of a recipe's speed here, after a warm-up of three steps."""
-    watch = how.watch
-    began = time.perf_counter()
-    parts = gathered(recipe, device, made_up=how.made_up)
-    assembly = time.perf_counter() - began
+    watch, start = how.watch, dict[str, float]()
+    parts = noted(start, "assembly", lambda: gathered(recipe, device, made_up=how.made_up))
     watch("counting what a step costs at least")
     floor = count(parts)
     watch("choosing precision")
-    began = time.perf_counter()
-    settled = settle(parts)
-    probing = time.perf_counter() - began
+    settled = noted(start, "probe", lambda: settle(parts))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainer = Trainer(replace(parts, recipe=settled.recipe))
     watch("warming up")
-    first, *again = (clocked(lambda: trainer.run(1)) for _ in range(3))
-    steps = how.steps(min(again))
+    noted(start, "first_step", lambda: trainer.run(1))
+    steps = how.steps(min(clocked(lambda: trainer.run(1)) for _ in range(2)))
     spent, _ = by_turns({"training": lambda: trainer.run(steps)}, how.rounds, watch)
+    step = quartiles([value / steps for value in spent["training"]])
     watch("where a step's time goes")
     shares = split(trainer, steps)
     memory = peak_memory(device)
     watch("the machine's peak")
-    recipe = settled.recipe
-    times = quartiles([value / steps for value in spent["training"]])
-    size, per_step = recipe.train.batch_size, times["median"]
-    precisions = {"craft": crafting_precision(recipe), "train": recipe.train.precision}
-    peaks = {name: peak(device, name) for name in sorted(set(precisions.values()))}
-    least = size * (floor.craft / peaks[precisions["craft"]] + floor.train / peaks[precisions["train"]])
     return {
         "recipe": recipe.name,
         "arch": recipe.model.arch,
         "data": {"name": recipe.data.name, "synthetic": how.made_up},
-        "batch_size": size,
-        "precision": precisions,
+        "batch_size": recipe.train.batch_size,
+        "precision": precision_of(settled.recipe),
         "probe": {**settled.receipt(), "lines": settled.lines()},
         "rounds": how.rounds,
         "steps": steps,
-        "seconds": {"step": times, **{name: shares[name] * per_step for name in PHASES}},
-        "images_per_second": size / per_step,
-        "image_steps_per_second": size * gradient_steps(recipe) / per_step,
-        "floor": {"F": floor.total / floor.forward, "craft_F": floor.craft / floor.forward, "gflop_forward": floor.forward / 1e9},
-        "goodput_gflops": size * floor.total / per_step / 1e9,
-        "peak_gflops": {name: value / 1e9 for name, value in peaks.items()},
-        "share_of_peak": least / per_step,
+        "seconds": {"step": step, **{name: shares[name] * step["median"] for name in PHASES}},
+        **rates(settled.recipe, floor, step["median"], device),
         "memory_bytes": memory,
-        "start_seconds": {"assembly": assembly, "probe": probing, "first_step": first},
-        "estimate": estimate(parts, per_step, planned_images(recipe.data) if how.made_up else len(parts.data.train)),
+        "start_seconds": start,
+        "estimate": estimate(parts, step["median"], planned_images(recipe.data) if how.made_up else len(parts.data.train)),
         "versions": versions(),
         "hardware": hardware(device),
     }
+
+
+def rates(recipe: Recipe, floor: Floor, step: float, device: torch.device) -> dict[str, Any]:
+    """Per second, from one step's seconds. share_of_peak: the time that the floor takes where each part runs at its precision's peak."""
+    size, precision = recipe.train.batch_size, precision_of(recipe)
+    peaks = {name: peak(device, name) for name in sorted(set(precision.values()))}
+    least = size * (floor.craft / peaks[precision["craft"]] + floor.train / peaks[precision["train"]])
+    return {
+        "images_per_second": size / step,
+        "image_steps_per_second": size * gradient_steps(recipe) / step,
+        "floor": {"F": floor.total / floor.forward, "craft_F": floor.craft / floor.forward, "gflop_forward": floor.forward / 1e9},
+        "goodput_gflops": size * floor.total / step / 1e9,
+        "peak_gflops": {name: value / 1e9 for name, value in peaks.items()},
+        "share_of_peak": least / step,
+    }
+
+
+def precision_of(recipe: Recipe) -> dict[str, str]:
+    return {"craft": crafting_precision(recipe), "train": recipe.train.precision}
 
 
 def gathered(recipe: Recipe, device: torch.device, *, made_up: bool) -> Assembly:
@@ -162,6 +170,14 @@ def clocked(go: Callable[[], object]) -> float:
     began = time.perf_counter()
     go()
     return time.perf_counter() - began
+
+
+def noted(seconds: dict[str, float], name: str, go: Callable[[], T]) -> T:
+    """What go gives; its time is put under name."""
+    began = time.perf_counter()
+    result = go()
+    seconds[name] = time.perf_counter() - began
+    return result
 
 
 def gradient_steps(recipe: Recipe) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -77,7 +78,8 @@ def test_all_begin_with_the_same_weights(tiny: Callable[..., Recipe], monkeypatc
 
 
 def test_who_is_installed_gets_rows(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(side_by_side.util, "find_spec", lambda name: None)
+    for package in ("torchattacks", "foolbox"):
+        monkeypatch.setitem(sys.modules, package, None)
     found = side_by_side.run(tiny("craft.steps=1"), CPU, ["fp32"], HOW)
     assert {row["peer"] for row in found["rows"]} == {"robust_overfitting"}
     assert found["missing"] == [peer.package for peer in PEERS if peer.package]

@@ -12,7 +12,6 @@ import torch
 from advcli.data.synthetic import synthetic
 from advcli.errors import DataError, UsageError
 from advcli.recipe import Recipe, load
-from advcli.recipe.schema import Data
 from advcli.training import throughput
 from advcli.training.probe import settle
 from advcli.training.setup import Assembly, assemble
@@ -149,7 +148,3 @@ def test_measuring_after_epochs_is_counted_by_gradients(tiny: Callable[..., Reci
     assert found["measuring"] == 2 * 50 * 11 * 1.0
     assert found["training"] == 2 * 3 * 0.5
     assert throughput.estimate(assemble(tiny("select.every=2"), CPU), 0.5, 90)["measuring"] == 50 * 4 * 1.0
-
-
-def test_data_sets_without_validation_have_shapes() -> None:
-    assert len(synthetic(Data(name="cifar10"), 20).train) == 20
