@@ -28,7 +28,8 @@ from advcli.training import throughput
 from advcli.training.cost import FlopMeter, forward_flops
 from advcli.training.device import computing
 from advcli.training.machine import hardware
-from advcli.training.peers import PEERS, Peer, Plan, plan, same_method
+from advcli.training.matching import PEERS, Peer, plan, same_method
+from advcli.training.peers import Plan
 from advcli.training.probe import settle
 from advcli.training.setup import Assembly, assemble
 from advcli.training.throughput import Floor, How, Trainer

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,22 +19,19 @@ from advcli.data.synthetic import planned_images, synthetic
 from advcli.errors import DataError
 from advcli.measures import quartiles
 from advcli.models import frozen
-from advcli.objectives import Objective
 from advcli.recipe import Recipe
 from advcli.recipe.schema import NegativeContrast, crafting_precision, selection_steps
 from advcli.runs.checkpoint import versions
 from advcli.training.cost import FlopMeter, forward_flops
 from advcli.training.device import computing
-from advcli.training.machine import hardware, peak, peak_memory, synchronize
+from advcli.training.machine import hardware, peak, peak_memory
+from advcli.training.phases import PHASES, after_craft, split
 from advcli.training.probe import settle
 from advcli.training.setup import Assembly, assemble
 from advcli.training.step import Step, step_of
 from advcli.training.turns import by_turns
 
 T = TypeVar("T")
-
-PHASES = ("data", "craft", "score", "rest")
-"""What a step's time goes to: the batch; crafting; scoring and its backward (AWP's probe with it); the optimiser and all else."""
 
 COUNTED = 16  # images on which FLOPs are counted: they grow with the batch
 _SYNTHETIC = 2048  # random images at least
@@ -114,7 +110,7 @@ def run(recipe: Recipe, device: torch.device, how: How) -> dict[str, Any]:
     spent, _ = by_turns({"training": lambda: trainer.run(steps)}, how.rounds, watch)
     step = quartiles([value / steps for value in spent["training"]])
     watch("where a step's time goes")
-    shares = split(trainer, steps)
+    shares = split(trainer.parts, partial(next, trainer.batches), trainer.advance, steps)
     memory = peak_memory(device)
     watch("the machine's peak")
     return {
@@ -207,49 +203,6 @@ def count(parts: Assembly) -> Floor:
             trainer.advance(batch)
     images = len(batch.labels)
     return Floor(crafted / images, (meter.total - crafted) / images, forward / images)
-
-
-@contextmanager
-def after_craft(objective: Objective, then: Callable[[], None]) -> Iterator[None]:
-    """Inside, `then` is called whenever the objective has crafted."""
-    craft = objective.craft
-
-    def watched(*args: Any) -> Any:
-        made = craft(*args)
-        then()
-        return made
-
-    objective.craft = watched  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        del objective.craft
-
-
-def split(trainer: Trainer, steps: int) -> dict[str, float]:
-    """The share of each phase in the time of some steps; apart from the timed rounds, since it waits for the device at each border."""
-    device, spent = trainer.parts.device, defaultdict[str, float](float)
-    last = time.perf_counter()
-
-    def lap(phase: str) -> None:
-        nonlocal last
-        synchronize(device)
-        now = time.perf_counter()
-        spent[phase] += now - last
-        last = now
-
-    hook = trainer.parts.optimizer.register_step_pre_hook(lambda *_: lap("score"))
-    try:
-        with after_craft(trainer.parts.objective, lambda: lap("craft")):
-            for _ in range(steps):
-                batch = next(trainer.batches)
-                lap("data")
-                trainer.advance(batch)
-                lap("rest")
-    finally:
-        hook.remove()
-    total = sum(spent.values())
-    return {phase: spent[phase] / total for phase in PHASES}
 
 
 def estimate(parts: Assembly, per_step: float, images: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ from advcli.objectives import build_objective
 from advcli.recipe import Recipe, load
 from advcli.training import peers
 from advcli.training.cost import FlopMeter, forward_flops
-from advcli.training.peers import PEERS, Peer, plan, same_method
+from advcli.training.matching import PEERS, Peer, plan, same_method
 from advcli.training.step import Step
 
 MOMENT = Moment(3, 0, 5, 0.0)
@@ -90,7 +90,7 @@ def starts(recipe: Recipe, batch: Batch) -> list[Tensor]:
     threat, (x, y, index) = Threat("linf", float(recipe.threat.eps)), batch
     start = recipe.craft.start
     own = starting_point(threat, start, x, Draws(MOMENT.seed, index, "craft", MOMENT.step))
-    if peers.same_method(recipe) != "ancra":
+    if same_method(recipe) != "ancra":
         return [own]
     late = torch.full_like(index, MOMENT.step + 2**31)
     return [starting_point(threat, start, x[partners(y, index)], Draws(MOMENT.seed, index, "craft", late)), own]

@@ -13,7 +13,7 @@ import torch
 from advcli.errors import UsageError
 from advcli.recipe import Recipe, load
 from advcli.training import side_by_side
-from advcli.training.peers import PEERS
+from advcli.training.matching import PEERS
 from advcli.training.throughput import Floor, How
 
 CPU = torch.device("cpu")

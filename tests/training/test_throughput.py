@@ -101,7 +101,7 @@ def test_gradient_steps_of_an_image(name: str, overrides: list[str], steps: int)
 def test_measuring_leaves_the_objective_and_the_optimiser_as_they_were(tiny: Callable[..., Recipe]) -> None:
     parts = assemble(tiny(), CPU)
     trainer = Trainer(throughput.replace(parts, recipe=settle(parts).recipe))
-    shares = throughput.split(trainer, 2)
+    shares = throughput.split(parts, lambda: next(trainer.batches), trainer.advance, 2)
     assert set(shares) == set(throughput.PHASES)
     assert sum(shares.values()) == pytest.approx(1)
     assert "craft" not in vars(parts.objective)
