@@ -85,7 +85,11 @@ def examine(recipe: Recipe | None, device: str, data_root: str | None, watch: Ca
         "disk": _disk(seen),
     }
     if recipe is not None and torch:
-        result["recipe"] = _recipe(recipe, device, data_root, seen, watch)
+        tried, next = (
+            partial(_recipe, recipe, device, data_root, seen, watch),
+            "mend what is named above, or take a smaller train.batch_size",
+        )
+        result["recipe"] = seen.attempt("the recipe's steps fail", tried, next)
     return {**result, "problems": seen.problems}
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from advcli import doctor
+from advcli.recipe import load
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +138,16 @@ def test_extras_without_a_distribution_do_not_stop_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr(doctor.util, "find_spec", lambda name: object())
     monkeypatch.setattr(doctor.metadata, "version", missing)
     assert {extra["version"] for extra in examine()["extras"]} == {"?"}
+
+
+def test_a_recipe_that_cannot_run_here_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate\nmuch")
+
+    monkeypatch.setattr("advcli.training.throughput.run", fails)
+    found = doctor.examine(load("quickstart"), "cpu", None, lambda text: None)
+    assert found["recipe"] is None
+    assert problems(found) == "the recipe's steps fail: CUDA out of memory. Tried to allocate"
 
 
 def test_the_screen_of_a_sick_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,8 @@ def show_peers(result: Mapping[str, Any], *, markdown: bool = False) -> None:
     _table(["beside", "as", "ours s", "theirs s", "ratio", "F"], rows, left=2, markdown=markdown)
     settled = result["precision"].get("as shipped")
     if settled:
-        _say(f"shipped: ours crafts in {settled['craft']} and scores in {settled['train']}, theirs eager float32")
+        theirs = "float32" if result["hardware"]["device"] == "cpu" else "float32, TF32 in convolutions"
+        _say(f"shipped: ours crafts in {settled['craft']}, scores in {settled['train']}; theirs eager {theirs}")
     _say("fp32: both eager in float32; bf16: both eager in bfloat16, theirs by autocast")
     _say("ratio: theirs over ours, round by round; F: forwards a step costs, ours/theirs")
     _end(result)

@@ -123,7 +123,7 @@ def test_three_peers_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     precision = {"as shipped": {"craft": "bf16", "train": "bf16"}}
     result = {"recipe": "pgd-at", "arch": "resnet18", "data": {"name": "cifar10", "synthetic": True}, "batch_size": 128, "rounds": 5}
     result |= {"steps": 1, "rows": rows, "precision": precision, "missing": ["torchattacks", "foolbox"], "versions": {"torch": "2.15"}}
-    result |= {"hardware": {"name": "a processor", "threads": 2}}
+    result |= {"hardware": {"device": "cuda", "name": "a processor", "threads": 2}}
     with terminal.OUT.capture() as capture:
         speed.show_peers(result)
     lines = capture.get().splitlines()
