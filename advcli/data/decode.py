@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
+from tokenize import TokenError
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -85,7 +86,7 @@ def _open(cache: Path, n: int) -> Pixels | None:
     """The file, mapped; None where it is absent, cut or damaged."""
     try:
         found = np.lib.format.open_memmap(cache, mode="r")
-    except (OSError, ValueError):
+    except (OSError, ValueError, SyntaxError, TokenError):
         return None
     return found if found.dtype == np.uint8 and found.ndim == 4 and len(found) == n and found.flags.c_contiguous else None
 
@@ -109,13 +110,13 @@ def _alone(directory: Path) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)
+            for left in directory.glob("*.partial"):  # by a kill, for nobody else writes now
+                left.unlink()
         yield
 
 
 def _write(cache: Path, files: Sequence[Path], layout: _Layout) -> None:
     """Under a temporary name, synced, renamed: a reader, or a kill, sees the whole file or none."""
-    for left in cache.parent.glob(f"{cache.stem}.*.partial"):  # by a kill
-        left.unlink(missing_ok=True)
     if shutil.disk_usage(cache.parent).free < layout.bytes:  # better said now than after hours
         raise OSError(errno.ENOSPC, f"{layout.bytes / 1e9:.1f} GB do not fit on the disk")
     partial = cache.with_suffix(f".{uuid.uuid4().hex}.partial")
