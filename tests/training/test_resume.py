@@ -21,6 +21,7 @@ from advcli.errors import AdvcliError, CheckpointError, InterruptedRunError, Res
 from advcli.recipe import Recipe
 from advcli.runs import atomic, container, log
 from advcli.training import loop, session
+from advcli.training.step import Step
 
 PROMISED = ("model.safetensors", "last.safetensors", "metrics.jsonl", "recipe.yaml")
 
@@ -89,7 +90,7 @@ def guarded(recipe: Recipe, out: Path, watcher: Any, falls_at: int | None) -> in
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(atomic, "write_bytes", blade.around(atomic.write_bytes))
         patch.setattr(log.Log, "write", blade.half_written(log.Log.write))
-        patch.setattr(loop, "training_step", blade.around(loop.training_step))
+        patch.setattr(Step, "__call__", blade.around(Step.__call__))
         patch.setattr(os, "fsync", lambda descriptor: blade.moment())  # in mid-write; the machine itself stays up
         try:
             run(recipe, out, watcher)
@@ -272,6 +273,7 @@ class SignalsAt:
         if step == self.step:
             os.kill(os.getpid(), self.number)
 
+    def noted(self, text: str) -> None: ...
     def measured(self, event: dict[str, Any]) -> None: ...
 
 
@@ -346,7 +348,7 @@ def test_a_finished_run_is_reported_and_not_touched(tmp_path: Path, tiny: Callab
     outcome = run(tiny(), out, silent)
     before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in out.iterdir()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "training_step", lambda *args: pytest.fail("a finished run trained on"))
+        patch.setattr(Step, "__call__", lambda *args: pytest.fail("a finished run trained on"))
         done = CliRunner().invoke(app, ["adv-train", "quickstart", *tiny_overrides, "--out", str(out), "--resume", "--json"])
     assert done.exit_code == 0, done.stderr
     facts = json.loads(done.stdout)
