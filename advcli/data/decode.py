@@ -140,7 +140,7 @@ def _in_memory(files: Sequence[Path], size: int | None, cache: Path, why: OSErro
         raise DataError(
             f"{layout.bytes / 1e9:.1f} GB of images: there is no cache ({why.strerror or why}), and of memory {free / 1e9:.1f} GB",
             where=str(cache.parent),
-            next="make room there, or let this user write there",
+            next="make room there, or let this user write there; TMPDIR names another place for folders that cannot be written",
         )
     images, done = np.empty(layout.shape, np.uint8), 0
     for block in _blocks(files, layout):
@@ -173,8 +173,8 @@ def _layout(files: Sequence[Path], size: int | None) -> _Layout:
 
 
 def _blocks(files: Sequence[Path], layout: _Layout) -> Iterator[Pixels]:
-    """The pixels of all files in their order, about 16 MB at a time."""
-    several = max(1, _BLOCK // math.prod(layout.shape[1:]))
+    """The pixels of all files in their order, about 16 MB at a time, but a file at least for every core."""
+    several = max(os.cpu_count() or 1, _BLOCK // math.prod(layout.shape[1:]))
     return map(np.stack, _in_parallel(lambda path: _pixels(path, layout.grey, layout.size), files, several))
 
 

@@ -236,6 +236,7 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     whole = read(tmp_path)[0]
     shutil.rmtree(tmp_path / ".advcli-cache")
     monkeypatch.setattr(decode, "_BLOCK", 2 * 3 * 6 * 5)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(decode, "_HEADERS", 3)
     assert torch.equal(read(tmp_path)[0], whole)
 
