@@ -61,10 +61,10 @@ def batches(
     places, names = order.to(split.images.device), order.to(split.labels.device)  # once an epoch, so that no step waits for them
 
     def make(step: int) -> Batch:
-        part = slice(step * batch_size, (step + 1) * batch_size)
-        index = split.index[names[part]]
-        images = augment(split.images[places[part]], index, augmentations, seed=seed, epoch=epoch)
-        return Batch(to_float(images), split.labels[names[part]], index)
+        pick = slice(step * batch_size, (step + 1) * batch_size)
+        index = split.index[names[pick]]
+        images = augment(split.images[places[pick]], index, augmentations, seed=seed, epoch=epoch)
+        return Batch(to_float(images), split.labels[names[pick]], index)
 
     steps = range(first, steps_per_epoch(len(split), batch_size))
     yield from ahead(make, steps, split.labels.device) if isinstance(split.images, HostImages) else map(make, steps)
