@@ -86,7 +86,7 @@ def assemble(recipe: Recipe, device: torch.device, data: DataSet | None = None) 
         nesterov=optim.nesterov,
     )
     size = min(recipe.select.train_images, len(data.train))
-    monitored = data.train.take(stratified_part(data.train.labels.cpu(), size, recipe.seed, "monitor")[0].to(device))
+    monitored = data.train.take(stratified_part(data.train.labels, size, recipe.seed, "monitor")[0].to(device)).to(device)
     return Assembly(recipe, device, data, monitored, architecture, model, objective, optimizer, start)
 
 
