@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module, metadata
@@ -72,8 +73,9 @@ def run(recipe: Recipe, device: torch.device, only: Sequence[str], how: How) -> 
     installed = [peer for peer in peers if peer.package is None or importable(peer.package)]
     asked = [name for name in NUMERICS if not only or name in only]
     parts = throughput.gathered(recipe, device, made_up=how.made_up)
-    stream = batches(parts.data.train, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=0)
-    contest = Contest(parts, copy.deepcopy(parts.model), list(itertools.islice(stream, _BATCHES)), plan(recipe))
+    with closing(batches(parts.data.train, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=0)) as stream:
+        shown = list(itertools.islice(stream, _BATCHES))
+    contest = Contest(parts, copy.deepcopy(parts.model), shown, plan(recipe))
     floor = throughput.count(parts)
     costs = {peer.name: cost(peer, contest) for peer in installed}
     ours = {name: our_trainer(contest, name) for name in asked}

@@ -14,7 +14,7 @@ import torch
 
 from advcli.attacks import Surrogate
 from advcli.attacks.losses import attack_loss
-from advcli.data import Batch, Moment, batches, to_float
+from advcli.data import Batch, Moment, batches
 from advcli.data.synthetic import planned_images, synthetic
 from advcli.errors import DataError
 from advcli.measures import quartiles
@@ -211,8 +211,7 @@ def estimate(parts: Assembly, per_step: float, images: int) -> dict[str, float]:
     steps = recipe.schedule.epochs * max(1, images // recipe.train.batch_size)
     measurements = math.ceil(recipe.schedule.epochs / recipe.select.every)
     measured = recipe.data.validation + min(recipe.select.train_images, images)
-    some = parts.data.train.take(torch.arange(min(64, len(parts.data.train)), device=device))
-    x, y = to_float(some.images), some.labels
+    x, y, _ = next(batches(parts.data.train, batch_size=min(64, len(parts.data.train)), seed=recipe.seed, epoch=0))
     with frozen(parts.model), computing("fp32", device):
         surrogate, loss = Surrogate(parts.model.trace), attack_loss("ce")
         times = [clocked(lambda: float(surrogate.gradient(loss, x, y, {})[0].sum())) for _ in range(3)]
