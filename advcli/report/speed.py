@@ -58,7 +58,7 @@ def show_training(result: Mapping[str, Any], *, markdown: bool = False) -> None:
     _head(result)
     spent, step, precision = result["seconds"], result["seconds"]["step"], result["precision"]
     _table(["", "s", "%"], _phases(spent), left=1, markdown=markdown)
-    _say(f"step: median of {result['rounds']} rounds of {result['steps']}, quartiles [{step['q25']:.3g}, {step['q75']:.3g}]")
+    _say(f"step: median of rounds, quartiles [{step['q25']:.3g}, {step['q75']:.3g}]")
     crafts = f"crafts in {precision['craft']}, " if result["image_steps_per_second"] else ""
     _say(f"{crafts}scores in {precision['train']}")
     for line in result["probe"]["lines"]:
