@@ -179,7 +179,6 @@ class _Pool:
             row = torch.arange(self.judge.chunk, device=slots.device)
             self.live = pick(rows, torch.where(row < len(slots), row, 0))
             self.live["position"][len(slots) :] = -1
-            self.live["over"][len(slots) :] = True
         else:
             for key, value in rows.items():
                 self.live[key][slots] = value
@@ -192,6 +191,7 @@ class _Pool:
         """
         if not self.alive:
             return
+        self.live["over"] = self.live["position"] < 0  # a free row needs no work
         draws = replace(self.task.draws, index=self.live["index"], counter=self.live["run"])
         self.attack.advance(self.surrogate, self.live, -self.judge.bound - self.surrogate.error, draws)
         self.patience -= 1 if size(self.waiting) else 0
@@ -201,7 +201,6 @@ class _Pool:
         """The live rows of leaving (chunk,) bool, which become free."""
         rows = pick(self.live, torch.nonzero(leaving)[:, 0])
         self.live["position"][leaving] = -1
-        self.live["over"][leaving] = True
         self.alive -= size(rows)
         return rows
 
