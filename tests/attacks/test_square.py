@@ -246,6 +246,7 @@ def test_looking_ahead_goes_the_way_of_one_query_after_another(norm: str, thresh
         for a in attempts:
             mine = rows[a.positions]
             assert torch.equal(a.found.x_adv, points[mine])
+            assert torch.equal(a.found.steps, ends[mine])
             assert torch.equal(a.forwards - a.judged, ends[mine].clamp_max(QUERIES) + 1)
         useful, wasted = sum(int((a.forwards - a.judged).sum()) for a in attempts), sum(int(a.wasted.sum()) for a in attempts)
         assert useful + wasted <= cost.forwards
