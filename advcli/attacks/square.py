@@ -19,7 +19,7 @@ from advcli.draws import Draws
 
 _SHRINK_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of pixels is halved
 _BLOCK = 50  # queries whose draws are made together
-_UNIT = 50  # looks at the surrogate in one unit of work
+_UNIT = 50  # forwards in one unit of work, at most
 _TINY = 1e-12
 
 
@@ -46,7 +46,7 @@ class Square(PooledAttack):
         return self.queries + 2
 
     def slots(self, images: int, chunk: int) -> float:
-        """Rows look ahead that would idle. About one query q in 2 sqrt(q) raises the margin, which throws away half of them, a mean."""
+        """Rows that would idle look ahead. Query q raises about one margin in 2 sqrt(q), and with it half of the looks ahead are lost."""
         return images * self.passes + (-images % chunk) * math.sqrt(self.queries) / 2
 
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:
@@ -59,16 +59,16 @@ class Square(PooledAttack):
         live = torch.nonzero(~state["hit"] & ~state["over"])[:, 0]
         if not len(live):
             return
-        active = look if surrogate.random else live
+        active = live if surrogate.repeatable else look
         turn, ahead = look % len(active), look // len(active)
-        owner, most = active[turn], -(-len(look) // len(active))
+        owner, most = active[turn], -(-len(look) // len(active))  # whose look it is; looks of one row in one forward
         x, y, condition = state["x"][owner], state["y"][owner], {key: value[owner] for key, value in given(state).items()}
-        looks = min(_UNIT, -(-int(self.queries + 1 - state["step"][live].max()) // most))  # whoever is done makes room
+        forwards = min(_UNIT, -(-int(self.queries + 1 - state["step"][live].max()) // most))  # whoever is done makes room
         begin = state["step"][active] // _BLOCK * _BLOCK
-        random = _draw(draws.sub("squares").select(active), begin, looks * most, 5 + x.shape[1])
+        random = _draw(draws.sub("squares").select(active), begin, forwards * most, 5 + x.shape[1])
         sizes = self._sizes(torch.arange(self.queries + 1, device=x.device) - 1, min(x.shape[2:]))
         propose = propose_linf if self.threat.norm == "linf" else propose_l2
-        for _ in range(looks):
+        for _ in range(forwards):
             query = state["step"][owner] + ahead
             best = state["best"][owner]
             candidate = propose(self.threat, x, best, sizes[query.clamp_max(self.queries)], random[turn, query - begin[turn]])

@@ -256,10 +256,10 @@ def test_looking_ahead_goes_the_way_of_one_query_after_another(norm: str, thresh
 
 
 @each_norm
-def test_a_random_network_is_never_asked_ahead(norm: str) -> None:
+def test_what_is_not_repeatable_is_never_asked_ahead(norm: str) -> None:
     cost = Cost()
     attack, judge = Square(THREATS[norm], queries=QUERIES), Judge(Steep(), chunk=CHUNK, bound=-torch.inf)
-    (a,) = stream(attack, Surrogate(Steep().trace, cost, random=True), judge, task(2)[0])
+    (a,) = stream(attack, Surrogate(Steep().trace, cost, repeatable=False), judge, task(2)[0])
     assert cost.forwards == CHUNK * (QUERIES + 1)
     assert a.forwards.tolist() == [attack.passes] * 2
     assert not a.wasted.any()

@@ -521,19 +521,19 @@ def test_a_random_network_is_attacked_alike_whatever_was_drawn_before(checkpoint
         np.testing.assert_array_equal(column, tables[1][name], err_msg=name)
 
 
-@pytest.mark.parametrize("random", [True, False])
-def test_searches_know_whether_a_network_is_random(
-    checkpoint: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random: bool
+@pytest.mark.parametrize(("lie", "repeatable"), [("", True), ("random noise", False), ("batch norm in train mode", False)])
+def test_searches_know_whether_a_network_is_repeatable(
+    checkpoint: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str, repeatable: bool
 ) -> None:
     told = []
 
     def spy(attack: PooledAttack, surrogate: Surrogate, *rest: Any) -> Any:
-        told.append(surrogate.random)
+        told.append(surrogate.repeatable)
         return stream(attack, surrogate, *rest)
 
     monkeypatch.setattr(running, "stream", spy)
-    network = lies.tell(load_network(checkpoint), "random noise") if random else load_network(checkpoint)
+    network = lies.tell(load_network(checkpoint), lie) if lie else load_network(checkpoint)
     images = pick(load_test(Data(name="digits"), "test")[0], 4, 0)
     job = Job(network, images, Threat("linf", 0.15), "0.15", "quick", "native", 0, 4, {"name": "digits"})
     evaluate(job, tmp_path / "e", silent, device=torch.device("cpu"), resume=False)
-    assert told == [random] * 3
+    assert told == [repeatable] * 3

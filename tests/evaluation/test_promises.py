@@ -117,12 +117,12 @@ def test_runs_at_once_leave_the_receipts_of_runs_one_after_another(path: Path, s
 
 @pytest.mark.usefixtures("short")
 def test_looking_ahead_leaves_the_receipts_of_one_query_after_another(path: Path, silent: Any, tmp_path: Path) -> None:
-    """Few images in many rows: Square's queries go several at once, but for a surrogate that says of itself that it is random."""
+    """Few images in many rows: Square's queries go several at once, but for a surrogate that says that it is not repeatable."""
     asked: list[int] = []
     advance = Square.advance
 
     def alone(attack: Square, surrogate: Surrogate, *rest: Any) -> None:
-        surrogate.random = True
+        surrogate.repeatable = False
         before = surrogate.cost.forwards
         advance(attack, surrogate, *rest)
         asked.append(surrogate.cost.forwards - before)
