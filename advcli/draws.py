@@ -54,8 +54,12 @@ def _words(key: tuple[int, str], index: Tensor, counter: Counter, size: int) -> 
     if isinstance(counter, int) and not 0 <= counter <= _WORD:
         raise ValueError(f"a counter is in [0, 2**32): got {counter}")
     block = torch.arange((size + 3) // 4, device=index.device)[None]
-    time = counter[:, None] if isinstance(counter, Tensor) else torch.tensor(counter, device=index.device)
-    return philox([block, index[:, None], time, torch.tensor(purpose_word(purpose), device=index.device)], (seed & _WORD, seed >> 32))
+    time = counter[:, None] if isinstance(counter, Tensor) else _constant(counter, index)
+    return philox([block, index[:, None], time, _constant(purpose_word(purpose), index)], (seed & _WORD, seed >> 32))
+
+
+def _constant(value: int, index: Tensor) -> Tensor:
+    return torch.full((), value, dtype=torch.int64, device=index.device)  # torch.tensor would make the host wait for the device
 
 
 def uniform(key: tuple[int, str], index: Tensor, counter: Counter, shape: Sequence[int]) -> Tensor:

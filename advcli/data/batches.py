@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from advcli.data.augment import augment
 from advcli.data.datasets import Split
+from advcli.data.images import HostImages
+from advcli.data.prefetch import ahead
 
 
 class Batch(NamedTuple):
@@ -48,14 +50,24 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return max(1, n // batch_size)
 
 
-def batches(split: Split, *, batch_size: int, seed: int, epoch: int, first: int = 0, augmentations: Sequence[str] = ()) -> Iterator[Batch]:
-    """The training batches of an epoch from step `first` on. Images left over at the end come up in other epochs."""
-    order = epoch_order(len(split.labels), seed, epoch).to(split.labels.device)
-    for step in range(first, steps_per_epoch(len(split.labels), batch_size)):
-        pick = order[step * batch_size : (step + 1) * batch_size]
-        index = split.index[pick]
-        images = augment(split.images[pick], index, augmentations, seed=seed, epoch=epoch)
-        yield Batch(to_float(images), split.labels[pick], index)
+def batches(
+    split: Split, *, batch_size: int, seed: int, epoch: int, first: int = 0, augmentations: Sequence[str] = ()
+) -> Generator[Batch, None, None]:
+    """The training batches of an epoch from step `first` on. Images left over at the end come up in other epochs.
+
+    Where images stay on the host the next batch is made while one is used, in a thread that ends when the generator is closed.
+    """
+    order = epoch_order(len(split), seed, epoch)
+    places, names = order.to(split.images.device), order.to(split.labels.device)  # once an epoch, so that no step waits for them
+
+    def make(step: int) -> Batch:
+        pick = slice(step * batch_size, (step + 1) * batch_size)
+        index = split.index[names[pick]]
+        images = augment(split.images[places[pick]], index, augmentations, seed=seed, epoch=epoch)
+        return Batch(to_float(images), split.labels[names[pick]], index)
+
+    steps = range(first, steps_per_epoch(len(split), batch_size))
+    yield from ahead(make, steps, split.labels.device) if isinstance(split.images, HostImages) else map(make, steps)
 
 
 def chunks(split: Split, size: int) -> Iterator[Batch]:

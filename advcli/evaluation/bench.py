@@ -157,7 +157,7 @@ def _autoattack(job: Job, same: bool) -> float:
     from pyautoattack import AutoAttack
 
     network, images = job.loaded.network, job.images
-    x, y = to_float(images.images).to(network.mean), images.labels.to(network.mean.device)
+    x, y = to_float(images.images[:]).to(network.mean), images.labels.to(network.mean.device)
     with _prepared(job, same):
         norm = {"linf": "Linf", "l2": "L2"}[job.threat.norm]
         attack = AutoAttack(network, norm=norm, eps=job.threat.eps, version="standard", seed=job.seed, device=x.device)
@@ -184,7 +184,7 @@ def _accuracy(job: Job, x_adv: Tensor, y: Tensor) -> float:
 def _pgd(job: Job, same: bool) -> float:
     """Ours: what is wrong already is not attacked and what breaks leaves, but for `same`."""
     network, threat = job.loaded.network, job.threat
-    x, y = to_float(job.images.images).to(network.mean), job.images.labels.to(network.mean.device)
+    x, y = to_float(job.images.images[:]).to(network.mean), job.images.labels.to(network.mean.device)
     attack = Pgd(threat, attack_loss("ce"), steps=_STEPS, step_size=threat.eps / 4, early=not same)
     with frozen(network):
         judge = Judge(network, chunk=job.chunk)
@@ -196,7 +196,7 @@ def _pgd(job: Job, same: bool) -> float:
 
 def _peer(job: Job, attack: Callable[[Job, Tensor, Tensor], Tensor], same: bool) -> float:
     network = job.loaded.network
-    x, y = to_float(job.images.images).to(network.mean), job.images.labels.to(network.mean.device)
+    x, y = to_float(job.images.images[:]).to(network.mean), job.images.labels.to(network.mean.device)
     with _prepared(job, same):
         rows = zip(torch.split(x, job.chunk), torch.split(y, job.chunk), strict=True)
         return _accuracy(job, torch.cat([attack(job, a, b) for a, b in rows]), y)

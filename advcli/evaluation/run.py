@@ -44,7 +44,7 @@ class Run:
         self.images = job.images.to(device)
         self.cost, self.worked = Cost(), 0.0
         self.sources = [source.network.to(device).eval() for source in job.sources]
-        probe = to_float(pick(self.images, _PROBE, job.seed).images)
+        probe = to_float(pick(self.images, _PROBE, job.seed).images[:])
         self.traits = inspect(self.model, probe, len(job.loaded.header["classes"]), str(job.loaded.path))
         self.entries = compose(job, self.traits)
         bound = 0.0 if self.traits.random else measure_bound(self.model, probe)  # what noise moves is not rounding
@@ -64,7 +64,7 @@ class Run:
         if job.search == "fp32":
             return search.Search("fp32", "fp32", {}, {})
         part = pick(self.images, _PROBE, job.seed)
-        images, labels, draws = to_float(part.images), part.labels, Draws(job.seed, part.index, "attack/probe")
+        images, labels, draws = to_float(part.images[:]), part.labels, Draws(job.seed, part.index, "attack/probe")
         with frozen(self.model):
             begun, folder = bool(self.ledger.shards()), self.ledger.directory.parent
             measured = partial(search.measure, job.search, job.loaded.network, job.head, self.judge, job.threat, images, labels, draws)
@@ -209,7 +209,8 @@ class Run:
         table |= {f"probe.{name}": column for name, column in (self.ledger.probes() or {}).items()}
         names = [entry.name for entry in self.entries]
         whole, seconds = shards.join(self.ledger, table, names, split.images.shape[1:], judged=self.search.is_fast)
-        whole["clean"] = split.images.cpu().numpy()[np.isin(whole["index"], whole["adversarial_index"])]
+        found = torch.from_numpy(np.isin(whole["index"], whole["adversarial_index"]))
+        whole["clean"] = split.images[found.to(split.images.device)].cpu().numpy()
         head = receipt.header(self.job, self.identity, self.traits, self.search, self.entries, self.judge.bound)
         self.ledger.finish(whole, head)
         atomic.write_json(

@@ -23,14 +23,12 @@ from advcli.attacks.pgd import ascend
 from advcli.draws import Draws
 from advcli.errors import CheckpointError
 from advcli.evaluation.entries import Entry
-from advcli.models import HeadView, Network, fast_copy, head_of
+from advcli.models import FastCopy, HeadView, Network, head_of
 from advcli.runs import atomic
 
 Asked = Literal["auto", "fp32", "folded", "bf16"]
 """`fp32`: the network as it is. `folded`: float32 with batch norm folded, channels last. `bf16`: that in bfloat16. `auto`: measure."""
 
-FLOOR = 1e7
-"""FLOP of a forward below which `auto` does not look: such networks are all overhead."""
 SHORT = 1000
 """Passes an image below which `auto` does not look: the probe would cost what it saves."""
 
@@ -85,7 +83,7 @@ class Search:
 
 def followed(network: Network, head: str, precision: str) -> Network | HeadView:
     """The network's head as searches see it in that precision."""
-    return head_of(network if precision == "fp32" else fast_copy(network, precision), head)  # type: ignore[arg-type]
+    return head_of(network if precision == "fp32" else FastCopy(network, precision).network, head)  # type: ignore[arg-type]
 
 
 def settle(asked: str, folder: Path, probe: Callable[[], Search], *, begun: bool) -> Search:

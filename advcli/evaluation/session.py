@@ -16,7 +16,7 @@ from advcli.errors import CheckFailedError, CheckpointError, DataError, UsageErr
 from advcli.evaluation import first_look
 from advcli.evaluation.engine import evaluate
 from advcli.evaluation.job import Job, Watcher, pick
-from advcli.evaluation.search import FLOOR, SHORT
+from advcli.evaluation.search import SHORT
 from advcli.evaluation.suites import TRANSFER, suite
 from advcli.models import head_of, with_gate
 from advcli.recipe.number import parse_number
@@ -26,7 +26,7 @@ from advcli.runs import foreign
 from advcli.runs.checkpoint import Loaded, few, load_network
 from advcli.runs.folder import model_file, newest_checkpoint
 from advcli.runs.given import NOTHING_GIVEN, Given
-from advcli.training.cost import forward_flops
+from advcli.training.cost import FLOOR, forward_flops
 from advcli.training.device import pick_device
 
 _HARD = ("aa", "aa-plus", "aa-rand")  # as hard as it gets for a network that hides nothing

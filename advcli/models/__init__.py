@@ -1,21 +1,20 @@
 """Networks: ordered named blocks with the normalisation inside, and what switches their modes."""
 
 from advcli.models.build import Architecture, build
-from advcli.models.fast import fast_copy, refresh
+from advcli.models.fast import FastCopy
 from advcli.models.modes import batch_norm_state_kept, frozen
 from advcli.models.network import ModelOutput, Network
 from advcli.models.view import HeadView, head_of, with_gate
 
 __all__ = [
     "Architecture",
+    "FastCopy",
     "HeadView",
     "ModelOutput",
     "Network",
     "batch_norm_state_kept",
     "build",
-    "fast_copy",
     "frozen",
     "head_of",
-    "refresh",
     "with_gate",
 ]

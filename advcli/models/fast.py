@@ -1,7 +1,7 @@
-"""Fast copies of a network for search: batch norm folded into the convolutions, channels last, bfloat16 where asked.
+"""Fast copies of a network for crafting and search: batch norm folded into the convolutions, channels last, bfloat16 where asked.
 
 A copy is itself a Network with the same names, so every selection, view and head of the original works on it. It is frozen and
-in eval mode; `refresh` gives it the weights that the original has by now. It follows gradients and never decides a verdict.
+in eval mode. It follows gradients and never decides a verdict.
 """
 
 from __future__ import annotations
@@ -19,28 +19,34 @@ Fast = Literal["folded", "bf16"]
 """`folded`: float32. `bf16`: bfloat16 from the second block on; the stem, gates, pooling and head stay float32."""
 
 
-def fast_copy(network: Network, precision: Fast) -> Network:
-    """A copy for search, on the network's device. network is left as it is."""
-    fast = copy.deepcopy(network)
-    for convolution, norm in _folds(network):
-        _put(fast, convolution, _with_bias(fast.get_submodule(convolution)))
-        _put(fast, norm, nn.Identity())
-    if precision == "bf16":
-        _lower(fast)
-    fast.to(memory_format=torch.channels_last)
-    refresh(fast, network)
-    return fast.eval().requires_grad_(False)
+class FastCopy:
+    """network: the copy, on the device of the original, which is left as it is. A step of training refreshes it once."""
 
+    def __init__(self, original: Network, precision: Fast) -> None:
+        self.network = fast = copy.deepcopy(original)
+        self._folded: list[tuple[nn.Conv2d, nn.Module, nn.Module]] = []
+        for convolution, norm in _folds(original):
+            own = _with_bias(fast.get_submodule(convolution))
+            _put(fast, norm, nn.Identity())
+            self._folded.append((own, original.get_submodule(convolution), original.get_submodule(norm)))
+        if precision == "bf16":
+            _lower(fast)
+        fast.to(memory_format=torch.channels_last)
+        fast.eval().requires_grad_(False)
+        done, sources = {id(tensor) for own, _, _ in self._folded for tensor in own.parameters()}, dict(_tensors(original))
+        self._plain = [(tensor, sources[name]) for name, tensor in _tensors(fast) if id(tensor) not in done]
+        self.refresh()
 
-@torch.no_grad()
-def refresh(fast: Network, network: Network) -> None:
-    """Give a copy made by fast_copy the weights, statistics and tables that network has now."""
-    source = dict(_tensors(network))
-    for convolution, norm in _folds(network):
-        weight, bias = _folded(network.get_submodule(convolution), network.get_submodule(norm))
-        source |= {f"{convolution}.weight": weight, f"{convolution}.bias": bias}
-    for name, tensor in _tensors(fast):
-        tensor.copy_(source[name])
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Give the copy the weights, statistics and tables that the original has now."""
+        for own, convolution, norm in self._folded:
+            weight, bias = _folded(convolution, norm)
+            own.weight.copy_(weight)
+            assert own.bias is not None
+            own.bias.copy_(bias)
+        for tensor, source in self._plain:
+            tensor.copy_(source)
 
 
 def _tensors(network: Network) -> list[tuple[str, Tensor]]:
@@ -76,7 +82,7 @@ def _folded(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     return convolution.weight * scale[:, None, None, None], shift
 
 
-def _with_bias(module: nn.Module) -> nn.Module:
+def _with_bias(module: nn.Module) -> nn.Conv2d:
     assert isinstance(module, nn.Conv2d)
     if module.bias is None:
         module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))

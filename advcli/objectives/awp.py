@@ -29,6 +29,10 @@ class Awp(Objective):
         self.gamma = gamma
         self.warmup = warmup
 
+    @property
+    def crafts_on_a_copy(self) -> bool:
+        return self.inner.crafts_on_a_copy
+
     def setup(self, model: Network, data: DataSet) -> None:
         self.inner.setup(model, data)
 

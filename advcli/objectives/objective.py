@@ -46,6 +46,11 @@ class Objective(nn.Module):
     Batch-norm statistics of the network move in `loss` alone (and in `craft` where a recipe crafts in train mode).
     """
 
+    @property
+    def crafts_on_a_copy(self) -> bool:
+        """Whether `craft` attacks the network as it is in eval mode, so that a frozen, faster copy of it may be given instead."""
+        return False
+
     def setup(self, model: Network, data: DataSet) -> None:
         """Frozen teachers, second networks, tables; called once before training."""
 
@@ -98,6 +103,10 @@ class AdversarialObjective(Objective):
         self.fusion_sites: tuple[str, ...] = ()
         self.ramp: schema.Ramp | None = getattr(part, "ramp", None)
         self.terms = nn.ModuleList(build_term(term) for term in getattr(part, "terms", ()))  # arrest has none
+
+    @property
+    def crafts_on_a_copy(self) -> bool:
+        return self.recipe.batch_norm == "eval"
 
     @property
     def _attacked_weight(self) -> float:
@@ -213,7 +222,7 @@ class AdversarialObjective(Objective):
             value, named, _ = term.loss(passes, crafted, self.aux_weight)
             total, parts = total + value, parts | named
         if self.ramp is not None:
-            parts["gated"] = torch.tensor(float(passes.gated), device=total.device)
+            parts["gated"] = torch.full((), float(passes.gated), device=total.device)
         return LossParts(total, parts | passes.notes, passes.extra)
 
 

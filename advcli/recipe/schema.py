@@ -254,6 +254,9 @@ class Craft(Part):
     batch_norm: Literal["eval", "train"] = Field(
         "eval", description="train: crafting uses and moves batch statistics, as some papers' code does"
     )
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto", description="of the frozen copy that crafting attacks; auto: the quicker one that agrees on a probe; written down"
+    )
 
 
 class Optim(Part):
@@ -303,7 +306,10 @@ Schedule = Annotated[
 class Train(Part):
     batch_size: Count = 128
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
-        "auto", description="auto: tf32 where the device has it, else fp32; written down"
+        "auto", description="of scoring; auto: bf16 where a probe finds it quicker and in agreement, else tf32 or fp32; written down"
+    )
+    compile: Literal["auto"] | Flag = Field(
+        "auto", description="blocks by torch.compile; auto: on CUDA devices where a probe finds it quicker; written down"
     )
     ema: Fraction | None = Field(None, description="decay of a moving average of the weights, which is then what is selected and kept")
     save_every: NonNegative = Field(Number(60.0, "60"), description="seconds between saved states inside an epoch; 0 saves after each step")
@@ -354,6 +360,11 @@ def step_size(recipe: Recipe) -> float:
     """The crafting step: as given, else eps / 4 (2/255 at 8/255)."""
     given = recipe.craft.step_size if recipe.craft else None
     return float(given) if given is not None else float(recipe.threat.eps) / 4
+
+
+def crafting_precision(recipe: Recipe) -> str:
+    """What crafting computes in: train mode runs on the network itself, and so in its precision."""
+    return recipe.craft.precision if recipe.craft and recipe.craft.batch_norm == "eval" else recipe.train.precision
 
 
 Problem = tuple[Path, str]
@@ -436,6 +447,8 @@ def _check_craft(r: Recipe) -> Iterator[Problem]:
         yield ("craft",), "objective standard trains on clean images and crafts nothing: remove this part"
     if r.craft and r.craft.loss == "kl" and r.craft.start == "none":
         yield ("craft", "start"), "the KL loss has no gradient at the clean image: use start normal or uniform"
+    if r.craft and r.craft.batch_norm == "train" and r.craft.precision != "auto":
+        yield ("craft", "precision"), "crafting in train mode runs on the network itself, in train.precision: leave this out"
     if r.objective.name == "standard" and r.objective.wrapper is not None:
         yield ("objective", "wrapper"), "awp perturbs the weights of an adversarial objective: use pgd-at, trades, mart or arrest"
 

@@ -66,6 +66,9 @@ class _Display:
 
 
 class TrainingProgress(_Display):
+    def noted(self, text: str) -> None:
+        self.line(text, always=True)
+
     def started(self, done: int, total: int) -> None:
         self.begin("training", "step", done, total)
 

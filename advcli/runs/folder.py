@@ -13,6 +13,7 @@ from advcli.recipe import Recipe, dump, parse
 from advcli.runs import atomic
 
 RUNS = Path("runs")
+_DECIDED = (("train", "precision"), ("train", "compile"), ("craft", "precision"))
 # Where data lies and how often the state is saved may change between sessions of one run; nothing that changes its numbers may.
 _MAY_DIFFER = {("data", "root"), ("data", "download"), ("train", "save_every")}
 
@@ -101,7 +102,7 @@ def check_same(stored: Recipe, given: Recipe, folder: Path) -> None:
     rows = [
         f"{'.'.join(key)}: {old!r} in the run, {new!r} now"
         for key, old, new in differences(stored, given)
-        if key not in _MAY_DIFFER and not (key == ("train", "precision") and new == "auto")
+        if key not in _MAY_DIFFER and not (key in _DECIDED and new == "auto")
     ]
     if rows:
         raise ResumeError(
@@ -109,6 +110,15 @@ def check_same(stored: Recipe, given: Recipe, folder: Path) -> None:
             where=str(folder),
             next="give the same recipe and overrides, or leave out --resume to start a new run",
         )
+
+
+def as_decided(recipe: Recipe, stored: Recipe) -> Recipe:
+    """The recipe with what was decided for the run whose recipe is stored."""
+    train = {name: getattr(stored.train, name) for part, name in _DECIDED if part == "train"}
+    changed: dict[str, object] = {"train": recipe.train.model_copy(update=train)}
+    if recipe.craft is not None and stored.craft is not None:
+        changed["craft"] = recipe.craft.model_copy(update={"precision": stored.craft.precision})
+    return recipe.model_copy(update=changed)
 
 
 def differences(a: Recipe, b: Recipe) -> list[tuple[tuple[str, ...], object, object]]:

@@ -13,6 +13,9 @@ from torch.utils.flop_counter import flop_registry
 
 from advcli.attacks import Cost
 
+FLOOR = 1e7
+"""FLOP of a forward below which `auto` does not look for a quicker precision: such networks are all overhead."""
+
 
 class FlopMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Floating-point operations of convolutions and matrix products inside the block, backward included, in `total`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -26,33 +26,31 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """What `auto` means on this device: tf32 where the hardware has it, else fp32."""
-    if precision != "auto":
-        return precision
+def plain_precision(device: torch.device) -> str:
+    """What float32 networks compute in on this device where nothing was measured: tf32 where the hardware has it, else fp32."""
     return "tf32" if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
 
 
 def set_precision(precision: str, device: torch.device) -> None:
-    """Make float32 convolutions and products exact (fp32), or let them round their inputs to 10 bits (tf32)."""
+    """Make float32 convolutions and products exact (fp32), or let them round their inputs to 10 bits (tf32, and beside bf16)."""
     if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"
+        torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
         torch.backends.cudnn.deterministic = True
 
 
 @contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """float32 as the judge wants it inside, whatever training has set; put back afterwards."""
+def computing(precision: str, device: torch.device, *, autocast: bool = True) -> Iterator[None]:
+    """Networks inside compute in this precision; what was set before is put back.
+
+    bf16: convolutions and products in bfloat16, by autocast; weights, losses and the optimiser stay float32. autocast False:
+    for a network that says itself what it computes in bfloat16.
+    """
     before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) if device.type == "cuda" else None
-    set_precision("fp32", device)
+    set_precision(precision, device)
     try:
-        yield
+        with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" and autocast else nullcontext():
+            yield
     finally:
         if before is not None:
             torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 convolutions for precision bf16; weights, losses and the optimiser stay float32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

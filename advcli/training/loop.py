@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from advcli.attacks import Threat
-from advcli.data import Moment, batches
+from advcli.data import Batch, Moment, batches
 from advcli.errors import InterruptedRunError, NonFiniteError
 from advcli.models import Network
 from advcli.recipe.schema import selection_steps
@@ -22,7 +23,7 @@ from advcli.training import ema, schedule, state
 from advcli.training.interrupt import StopRequest
 from advcli.training.monitor import StoppedError, measure
 from advcli.training.setup import Assembly
-from advcli.training.step import training_step
+from advcli.training.step import step_of
 
 _NEVER = 2**62
 
@@ -30,6 +31,7 @@ _NEVER = 2**62
 class Watcher(Protocol):
     """Whoever shows progress."""
 
+    def noted(self, text: str) -> None: ...
     def started(self, done: int, total: int) -> None: ...
     def stepped(self, step: int, images: int) -> None: ...
     def measured(self, event: dict[str, Any]) -> None: ...
@@ -57,6 +59,7 @@ class _Run:
         recipe = parts.recipe
         self.parts, self.recipe, self.folder, self.watcher, self.stop = parts, recipe, folder, watcher, stop
         self.threat = Threat(recipe.threat.norm, float(recipe.threat.eps))
+        self.step = step_of(parts)
         self.average = ema.averaged_copy(parts.model) if recipe.train.ema is not None else None
         self.modules = {"model": parts.model, "objective": parts.objective} | ({"ema": self.average} if self.average else {})
         self.digest = folders.digest(recipe)
@@ -92,21 +95,26 @@ class _Run:
             first=c.step_in_epoch,
             augmentations=recipe.data.augment,
         )
-        for batch in stream:
-            step = c.epoch * parts.steps_per_epoch + c.step_in_epoch
-            rate = float(recipe.optim.lr) * schedule.factor(recipe.schedule, step, parts.steps_per_epoch)
-            for group in parts.optimizer.param_groups:
-                group["lr"] = rate
-            moment = Moment(recipe.seed, c.epoch, step, step / (recipe.schedule.epochs * parts.steps_per_epoch))
-            self._account(step, training_step(parts.model, parts.objective, parts.optimizer, batch, moment, recipe.train.precision))
-            if self.average is not None and recipe.train.ema is not None:
-                ema.update(self.average, parts.model, float(recipe.train.ema))
-            c.step_in_epoch += 1
-            self.watcher.stepped(step + 1, len(batch.labels))
-            if self.stop.requested:
-                self._leave()
-            if time.monotonic() - self.saved_at >= recipe.train.save_every:
-                self._save()
+        with closing(stream):
+            for batch in stream:
+                self._take_step(batch)
+
+    def _take_step(self, batch: Batch) -> None:
+        recipe, parts, c = self.recipe, self.parts, self.counters
+        step = c.epoch * parts.steps_per_epoch + c.step_in_epoch
+        rate = float(recipe.optim.lr) * schedule.factor(recipe.schedule, step, parts.steps_per_epoch)
+        for group in parts.optimizer.param_groups:
+            group["lr"] = rate
+        moment = Moment(recipe.seed, c.epoch, step, step / (recipe.schedule.epochs * parts.steps_per_epoch))
+        self._account(step, self.step(batch, moment))
+        if self.average is not None and recipe.train.ema is not None:
+            ema.update(self.average, parts.model, float(recipe.train.ema))
+        c.step_in_epoch += 1
+        self.watcher.stepped(step + 1, len(batch.labels))
+        if self.stop.requested:
+            self._leave()
+        if time.monotonic() - self.saved_at >= recipe.train.save_every:
+            self._save()
 
     def _account(self, step: int, scalars: dict[str, Tensor]) -> None:
         """Add a step's scalars to the epoch's sums on the device; remember the first step whose loss was no number."""
@@ -120,6 +128,8 @@ class _Run:
         """Measure, select, write weights and log, then the state: a kill anywhere in between only repeats this."""
         c, recipe = self.counters, self.recipe
         self._check_finite()
+        if not self.state_file.is_file():
+            self._save()  # so that weights without a state always mean a lost one
         kept = self.average if self.average is not None else self.parts.model
         last = c.epoch + 1 == recipe.schedule.epochs
         steps = (c.epoch + 1) * self.parts.steps_per_epoch

@@ -14,7 +14,7 @@ from advcli.data import Batch, Split
 from advcli.data.batches import chunks
 from advcli.draws import Draws
 from advcli.models import Network, frozen
-from advcli.training.device import exact_float32
+from advcli.training.device import computing
 
 _CHUNK = 250
 
@@ -55,7 +55,7 @@ def measure(
     size = math.ceil(len(split) / math.ceil(len(split) / _CHUNK))
     clean = robust = 0
     watched: dict[str, float] = {}
-    with frozen(model), exact_float32(split.labels.device):
+    with frozen(model), computing("fp32", split.labels.device):
         judge = Judge(model, chunk=size)
         for batch in chunks(split, size):
             if stop():

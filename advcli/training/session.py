@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from advcli.data import Moment, batches
 from advcli.errors import CheckpointError, UsageError
 from advcli.models import Network
 from advcli.recipe import Recipe
+from advcli.runs import atomic, foreign
 from advcli.runs import folder as folders
-from advcli.runs import foreign
 from advcli.training.cost import forward_flops, passes
-from advcli.training.device import pick_device, resolve_precision
+from advcli.training.device import pick_device
 from advcli.training.loop import Outcome, Watcher, train
+from advcli.training.probe import settle
 from advcli.training.setup import assemble
-from advcli.training.step import training_step
+from advcli.training.step import step_of
 
 _COMMANDS = {"standard": ("pretrain",), "arrest": ("finetune",)}
 _FROM = "--from CKPT, such as the run folder that advcli pretrain recipes/standard.yaml makes"
@@ -63,13 +64,18 @@ def run(recipe: Recipe, watcher: Watcher, *, out: Path | None, resume: bool, dev
     if folder is not None and not (folder / "state.safetensors").is_file() and (folder / "last.safetensors").is_file():
         what = "the run has weights but its saved state is missing, so it cannot go on"
         raise CheckpointError(what, where=str(folder), next="leave out --resume to start a new run; nothing was touched")
-    precision = stored.train.precision if stored is not None else resolve_precision(recipe.train.precision, where)
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
-    parts = assemble(recipe, where)  # before a folder is made: what cannot start leaves nothing behind
+    given = recipe if stored is None else folders.as_decided(recipe, stored)
+    parts = assemble(given, where)  # before a folder is made: what cannot start leaves nothing behind
+    settled = settle(parts) if stored is None else None
+    if settled is not None:
+        parts = replace(parts, recipe=settled.recipe)
+        for line in settled.lines():
+            watcher.noted(line)
     if folder is None or not folder.is_dir():
         folder = folders.create(recipe.name, out)
-    if stored is None:
-        folders.store_recipe(folder, recipe)
+    if settled is not None:
+        atomic.write_json(folder / "probe.json", settled.receipt())
+        folders.store_recipe(folder, settled.recipe)
     return train(parts, folder, watcher, resume=resume)
 
 
@@ -93,10 +99,9 @@ class DryRun:
 def dry_run(recipe: Recipe, *, device: str) -> DryRun:
     """Resolve, assemble, and run one step; nothing is written."""
     where = pick_device(device)
-    recipe = recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"precision": resolve_precision(recipe.train.precision, where)})}
-    )
     parts = assemble(recipe, where)
+    parts = replace(parts, recipe=settle(parts).recipe)
+    recipe = parts.recipe
     batch = next(
         batches(parts.data.train, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=0, augmentations=recipe.data.augment)
     )
@@ -105,10 +110,9 @@ def dry_run(recipe: Recipe, *, device: str) -> DryRun:
     parts.model.train()
     started = time.monotonic()
     teachers = [module for module in parts.objective.modules() if isinstance(module, Network)]
-    with passes(parts.model, *teachers) as cost:
-        scalars = training_step(
-            parts.model, parts.objective, parts.optimizer, batch, Moment(recipe.seed, 0, 0, 0.0), recipe.train.precision
-        )
+    step = step_of(parts)
+    with passes(*step.networks, *teachers) as cost:
+        scalars = step(batch, Moment(recipe.seed, 0, 0, 0.0))
         float(scalars["loss"])  # waits for the device
     seconds = time.monotonic() - started
     return DryRun(

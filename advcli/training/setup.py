@@ -19,7 +19,6 @@ from advcli.objectives import Objective, build_objective
 from advcli.recipe import Recipe
 from advcli.runs import checkpoint, container, foreign
 from advcli.runs.given import Given
-from advcli.training.device import set_precision
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ class Assembly:
 
 
 def assemble(recipe: Recipe, device: torch.device) -> Assembly:
-    """recipe with its precision resolved. Raises DataError, CheckpointError or UsageError where something does not fit."""
-    set_precision(recipe.train.precision, device)
+    """Raises DataError, CheckpointError or UsageError where something does not fit."""
     if recipe.model.init is not None:
         _check_start(Path(recipe.model.init))  # a missing start is said before data are fetched
     data = load_data(recipe.data, recipe.seed)
@@ -72,7 +70,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         start = {key: header.get(key) for key in ("name", "seed", "tensors_sha256", "recipe_sha256")}
         start |= {"foreign": header["foreign"]} if "foreign" in header else {}
         start["saw_held_out"] = _saw_held_out(recipe, header)
-    model.to(device)
+    model.to(device).to(memory_format=torch.channels_last)
     data = DataSet(data.train.to(device), data.validation.to(device), data.classes)
     objective = build_objective(recipe).to(device)
     objective.setup(model, data)
@@ -85,7 +83,7 @@ def assemble(recipe: Recipe, device: torch.device) -> Assembly:
         nesterov=optim.nesterov,
     )
     size = min(recipe.select.train_images, len(data.train))
-    monitored = data.train.take(stratified_part(data.train.labels.cpu(), size, recipe.seed, "monitor")[0].to(device))
+    monitored = data.train.take(stratified_part(data.train.labels, size, recipe.seed, "monitor")[0].to(device)).to(device)
     return Assembly(recipe, device, data, monitored, architecture, model, objective, optimizer, start)
 
 

@@ -64,6 +64,10 @@ def load(
     for key, value in _under(tensors, "optim").items():
         number, _, what = key.partition(".")
         states.setdefault(int(number), {})[what] = value
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for place, entries in states.items():  # laid out in memory as the weights are, or every step would rearrange them
+        like = torch.empty_like(weights[place], device="cpu")
+        entries |= {what: like.clone().copy_(value) for what, value in entries.items() if value.shape == like.shape}
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     return counters, {key: value.to(device) for key, value in _under(tensors, "sums").items()}
 

@@ -6,22 +6,69 @@ import torch
 from torch import Tensor
 
 from advcli.data import Batch, Moment
-from advcli.models import Network
-from advcli.objectives import Objective
-from advcli.training.device import autocast
+from advcli.models import FastCopy, Network
+from advcli.objectives import Crafted, Objective
+from advcli.recipe.schema import crafting_precision
+from advcli.training.compilation import compile_blocks
+from advcli.training.device import computing
+from advcli.training.setup import Assembly
 
 
-def training_step(
-    model: Network, objective: Objective, optimizer: torch.optim.Optimizer, batch: Batch, moment: Moment, precision: str
-) -> dict[str, Tensor]:
-    """Moves weights and state once; returns the total (`loss`) and its parts as detached scalars on the device, without a host sync."""
-    device = batch.images.device
-    with autocast(precision, device):
-        crafted = objective.craft(model, batch, moment)
-        with objective.perturbed(model, batch, crafted, moment):
-            parts = objective.loss(model, batch, crafted, moment)
-            optimizer.zero_grad(set_to_none=True)
-            parts.total.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        objective.after_step(model, batch, parts, moment)
-    return {"loss": parts.total.detach(), **parts.parts}
+class Step:
+    """Moves weights and state once a call; nothing in it waits for the device.
+
+    Crafting runs on a frozen copy of the network in eval mode, batch norm folded into the convolutions, that is given the
+    weights at the start of each step; on the network itself where the objective crafts in train mode. precision: what scoring
+    computes in (fp32, tf32, bf16); craft: the copy, whose images, stem and logits are float32 even in bf16. compiled: blocks
+    through torch.compile.
+    """
+
+    def __init__(
+        self,
+        model: Network,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        *,
+        precision: str = "fp32",
+        craft: str = "fp32",
+        compiled: bool = False,
+    ) -> None:
+        self.model, self.objective, self.optimizer = model, objective, optimizer
+        self.precision, self.craft_precision = precision, craft
+        self.copy = FastCopy(model, "bf16" if craft == "bf16" else "folded") if objective.crafts_on_a_copy else None
+        for network in self.networks if compiled else ():
+            compile_blocks(network)
+
+    @property
+    def networks(self) -> list[Network]:
+        """Every network that a step runs, but for the objective's own."""
+        return [self.model, *([self.copy.network] if self.copy else [])]
+
+    def __call__(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        """The total (`loss`) and its parts as detached scalars on the device."""
+        model, objective, device = self.model, self.objective, batch.images.device
+        crafted = self._craft(batch, moment)
+        with computing(self.precision, device):
+            with objective.perturbed(model, batch, crafted, moment):
+                parts = objective.loss(model, batch, crafted, moment)
+                self.optimizer.zero_grad(set_to_none=True)
+                parts.total.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+            objective.after_step(model, batch, parts, moment)
+        return {"loss": parts.total.detach(), **parts.parts}
+
+    def _craft(self, batch: Batch, moment: Moment) -> Crafted:
+        device = batch.images.device
+        if self.copy is None:
+            with computing(self.precision, device):
+                return self.objective.craft(self.model, batch, moment)
+        self.copy.refresh()
+        with computing(self.craft_precision, device, autocast=False):
+            return self.objective.craft(self.copy.network, batch, moment)
+
+
+def step_of(parts: Assembly) -> Step:
+    """The step of a training whose recipe is settled."""
+    train = parts.recipe.train
+    numerics = {"precision": train.precision, "craft": crafting_precision(parts.recipe)}
+    return Step(parts.model, parts.objective, parts.optimizer, **numerics, compiled=train.compile is True)

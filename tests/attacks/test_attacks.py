@@ -25,7 +25,7 @@ from advcli.models import Architecture, Network, build, frozen
 from advcli.objectives import build_objective
 from advcli.recipe import load, schema
 from advcli.training.cost import passes
-from advcli.training.step import training_step
+from advcli.training.step import Step
 
 THREATS = {"linf": Threat("linf", 0.15), "l2": Threat("l2", 0.9)}
 
@@ -123,7 +123,7 @@ def bench() -> Bench:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(2):
         for batch in batches(train, batch_size=64, seed=0, epoch=epoch):
-            training_step(network, objective, optimizer, batch, Moment(0, epoch, 0, 0.0), "fp32")
+            Step(network, objective, optimizer)(batch, Moment(0, epoch, 0, 0.0))
     network.eval().requires_grad_(True)
     optimizer.zero_grad(set_to_none=True)
     test, _ = load_test(digits)

@@ -14,7 +14,7 @@ from advcli.draws import Draws
 from advcli.models import Architecture, Network, build
 from advcli.objectives import build_objective
 from advcli.recipe import load, schema
-from advcli.training.step import training_step
+from advcli.training.step import Step
 
 THREATS = {"linf": Threat("linf", 0.15), "l2": Threat("l2", 0.9)}
 N = {"apgd-ce": 48, "apgd-t": 32, "fab-t": 16, "square": 12}
@@ -30,7 +30,7 @@ def bench() -> tuple[Network, Tensor, Tensor]:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(2):
         for batch in batches(train, batch_size=64, seed=0, epoch=epoch):
-            training_step(network, objective, optimizer, batch, Moment(0, epoch, 0, 0.0), "fp32")
+            Step(network, objective, optimizer)(batch, Moment(0, epoch, 0, 0.0))
     network.eval().requires_grad_(False)
     test, _ = load_test(digits)
     right = torch.nonzero(~Judge(network, chunk=360).decide(to_float(test.images), test.labels))[:48, 0]

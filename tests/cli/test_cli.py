@@ -211,6 +211,7 @@ def test_training_ends_with_the_checkpoint_and_the_next_command(tiny_overrides: 
         "last.safetensors",
         "metrics.jsonl",
         "model.safetensors",
+        "probe.json",
         "recipe.yaml",
         "state.safetensors",
         "timing.jsonl",

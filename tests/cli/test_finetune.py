@@ -16,7 +16,8 @@ from advcli.cli.app import app
 from advcli.models import Architecture, build
 from advcli.recipe import Recipe, parse
 from advcli.runs import checkpoint, log
-from advcli.training import loop, session
+from advcli.training import session
+from advcli.training.step import Step
 
 PROMISED = ("model.safetensors", "last.safetensors", "metrics.jsonl", "recipe.yaml")
 ARREST = (
@@ -143,7 +144,7 @@ class KilledError(Exception):
 
 def killed_after(steps: int, *arguments: object) -> None:
     """A run that ends in mid-training, as by a kill."""
-    real, left = loop.training_step, iter(range(steps))
+    real, left = Step.__call__, iter(range(steps))
 
     def step(*args: Any) -> Any:
         if next(left, None) is None:
@@ -151,7 +152,7 @@ def killed_after(steps: int, *arguments: object) -> None:
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "training_step", step)
+        patch.setattr(Step, "__call__", step)
         with pytest.raises(KilledError):
             advcli_(*arguments)
 

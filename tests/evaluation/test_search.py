@@ -22,7 +22,7 @@ from advcli.evaluation.job import Job, pick
 from advcli.evaluation.masking import flags
 from advcli.evaluation.search import Agreement, Search
 from advcli.evaluation.session import Options
-from advcli.models import Network, fast_copy
+from advcli.models import FastCopy, Network
 from advcli.recipe.schema import Data
 from advcli.runs.checkpoint import load_network
 from advcli.runs.ledger import Arrays, Ledger
@@ -166,7 +166,7 @@ def test_a_lost_decision_of_a_begun_run_is_an_error_of_ours(path: Path, silent: 
 def test_float32_is_what_it_was(path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No probe, no copy, no audit, no trace of any in what is written."""
     monkeypatch.setattr(search, "measure", lambda *rest: pytest.fail("measured"))
-    monkeypatch.setattr(search, "fast_copy", lambda *rest: pytest.fail("copied"))
+    monkeypatch.setattr(search, "FastCopy", lambda *rest: pytest.fail("copied"))
     arrays, report = result(job(path, "fp32", suite="quick", n=20), tmp_path / "run", silent)
     assert "search" not in report
     assert not any(name.startswith("judged") or name.endswith("audit") for name in arrays)
@@ -188,10 +188,10 @@ def test_agreement_is_what_it_says(probe: tuple[Network, Judge, Tensor, Tensor])
     network, judge, x, y = probe
     same = search.agreement(judge, network, [x], y)
     assert (same.bound, same.signs, same.holds) == (0.0, 1.0, True)
-    folded, bf16 = (search.agreement(judge, fast_copy(network, name), [x], y) for name in ("folded", "bf16"))
+    folded, bf16 = (search.agreement(judge, FastCopy(network, name).network, [x], y) for name in ("folded", "bf16"))
     assert 0 < folded.bound < 1e-3 * bf16.bound
     assert folded.signs > bf16.signs > 0.9
-    margins = [judge.margins(x, y), Judge(fast_copy(network, "bf16"), chunk=16).margins(x, y)]
+    margins = [judge.margins(x, y), Judge(FastCopy(network, "bf16").network, chunk=16).margins(x, y)]
     error = (margins[0] - margins[1]).abs()
     assert float(error.quantile(0.99)) <= bf16.bound <= 2.01 * float(error.max())
     turned = search.agreement(judge, Noisy(network, 1.0), [x], y)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from advcli.gates.channel_suppression import ChannelSuppression
 from advcli.gates.gate import linear, pool, spread
 from advcli.gates.reverse_attention import ReverseAttention
 from advcli.recipe import schema
-from advcli.training.device import autocast
+from advcli.training.device import computing
 
 N, K, C = 6, 4, 5
 SITE = "site"
@@ -337,7 +337,7 @@ def test_prototypes_move_in_full_precision_under_autocast() -> None:
     clean, y = features().mean((2, 3)).float(), classes()
     plain, low = (made("channel-prompt").float() for _ in range(2))
     plain.follow(clean, y)
-    with autocast("bf16", clean.device):
+    with computing("bf16", clean.device):
         low.follow(clean, y)
     torch.testing.assert_close(low.prototypes, plain.prototypes, rtol=1e-5, atol=1e-6)
 
@@ -349,7 +349,7 @@ def test_the_top_classes_are_found_in_full_precision_under_autocast() -> None:
     clean = (1 + 0.02 * numbers(N, C, seed=31)).float()
     aux = torch.zeros(N, K)
     plain = gate.opening(classes(), K, draws(), clean, head().__class__(*(t.float() for t in head()[:2]), 1)).select(SITE, aux)
-    with autocast("bf16", clean.device):
+    with computing("bf16", clean.device):
         low = gate.opening(classes(), K, draws(), clean, head().__class__(*(t.float() for t in head()[:2]), 1)).select(SITE, aux)
     assert torch.equal(plain, low)
 

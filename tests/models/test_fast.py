@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advcli.gates import forced, open_gate, soft, straight_through
-from advcli.models import Architecture, ModelOutput, Network, build, fast_copy, head_of, refresh
+from advcli.models import Architecture, FastCopy, ModelOutput, Network, build, head_of
 from advcli.recipe import schema
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,7 +71,7 @@ def outcome(made: Network, x: Tensor, way: str) -> tuple[Tensor, ...]:
 def test_folding_is_exact(arch: str, gates: tuple[Any, ...]) -> None:
     """In float64, so that what is left is no rounding of float32."""
     made, x = network(arch, gates).double(), images().double()
-    fast = fast_copy(made, "folded")
+    fast = FastCopy(made, "folded").network
     for way in WAYS if gates else ("deployed",):
         for exact, near in zip(outcome(made, x, way), outcome(fast, x, way), strict=True):
             torch.testing.assert_close(near, exact, rtol=0, atol=1e-11 * (1 + float(exact.abs().max())))
@@ -81,7 +81,7 @@ def test_norms_that_follow_a_convolution_are_gone_and_no_others() -> None:
     def norms(made: Network) -> int:
         return sum(isinstance(module, nn.BatchNorm2d) for module in made.modules())
 
-    left = {arch: norms(fast_copy(network(arch), "folded")) for arch in ("resnet18", "small-cnn", "vgg16-bn", "preact-resnet18")}
+    left = {arch: norms(FastCopy(network(arch), "folded").network) for arch in ("resnet18", "small-cnn", "vgg16-bn", "preact-resnet18")}
     assert left == {"resnet18": 0, "small-cnn": 0, "vgg16-bn": 0, "preact-resnet18": 8 + 1}  # before each block, and the last
 
 
@@ -90,7 +90,7 @@ def test_norms_that_follow_a_convolution_are_gone_and_no_others() -> None:
 def test_a_copy_leaves_its_original_alone_and_is_frozen(arch: str, gates: tuple[Any, ...], precision: Any) -> None:
     made = network(arch, gates).train()
     before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
-    fast = fast_copy(made, precision)
+    fast = FastCopy(made, precision).network
     assert all(module.training for module in made.modules())
     assert all(parameter.requires_grad for parameter in made.parameters())
     assert not any(module.training for module in fast.modules())
@@ -106,13 +106,14 @@ def test_a_copy_leaves_its_original_alone_and_is_frozen(arch: str, gates: tuple[
 def test_a_refreshed_copy_is_a_new_one(arch: str, gates: tuple[Any, ...], precision: Any) -> None:
     """Whatever training moves: weights, statistics, gates; to the bit."""
     made = network(arch, gates)
-    fast = fast_copy(made, precision)
+    copy = FastCopy(made, precision)
+    fast = copy.network
     with torch.no_grad():
         for tensor in (*made.parameters(), *made.buffers()):
             if tensor.is_floating_point():
                 tensor.mul_(1.1)
-    stale, again = fast(images()), fast_copy(made, precision)(images())
-    refresh(fast, made)
+    stale, again = fast(images()), FastCopy(made, precision).network(images())
+    copy.refresh()
     assert torch.equal(fast(images()), again)
     assert not torch.equal(stale, again)
     assert not any(parameter.requires_grad for parameter in fast.parameters())
@@ -120,7 +121,7 @@ def test_a_refreshed_copy_is_a_new_one(arch: str, gates: tuple[Any, ...], precis
 
 @each_network
 def test_bfloat16_starts_after_the_stem_and_ends_before_the_head(arch: str, gates: tuple[Any, ...]) -> None:
-    fast = fast_copy(network(arch, gates), "bf16")
+    fast = FastCopy(network(arch, gates), "bf16").network
     seen: dict[str, torch.dtype] = {}
     for name, module in fast.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -140,7 +141,7 @@ def test_bfloat16_starts_after_the_stem_and_ends_before_the_head(arch: str, gate
 def test_bfloat16_is_near_in_every_way_through_the_network(arch: str, gates: tuple[Any, ...]) -> None:
     """Through gates that no rounding can flip."""
     made, x = network(arch, gates), images()
-    fast = fast_copy(made, "bf16")
+    fast = FastCopy(made, "bf16").network
     for way in ("open", "soft", "forced") if gates else ("deployed",):
         (exact, slope), (near, slant) = outcome(made, x, way), outcome(fast, x, way)
         assert float((near - exact).abs().max()) <= 0.05 * float(exact.std() + exact.abs().mean())
@@ -151,5 +152,5 @@ def test_bfloat16_is_near_in_every_way_through_the_network(arch: str, gates: tup
 def test_heads_of_a_copy_are_heads() -> None:
     made = network("resnet18", (GATED["resnet18"],)).double()
     for head in ("final", "open", "aux:1"):
-        exact, near = head_of(made, head)(images().double()), head_of(fast_copy(made, "folded"), head)(images().double())
+        exact, near = head_of(made, head)(images().double()), head_of(FastCopy(made, "folded").network, head)(images().double())
         torch.testing.assert_close(near, exact, rtol=0, atol=1e-10)

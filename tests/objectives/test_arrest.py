@@ -23,8 +23,8 @@ from advcli.objectives import arrest as module
 from advcli.objectives.arrest import ArrestObjective, angular, attention_map, squared, threshold
 from advcli.recipe import Recipe
 from advcli.training.cost import passes
-from advcli.training.device import autocast
-from advcli.training.step import training_step
+from advcli.training.device import computing
+from advcli.training.step import Step
 
 N, K, EPS = 12, 5, 0.1
 MOMENT = Moment(seed=3, epoch=0, step=7, progress=0.0)
@@ -231,7 +231,7 @@ def test_the_teacher_is_asked_once_a_step(wrapper: Any) -> None:
     made, student = pair(**WHOLE, wrapper=wrapper)
     teacher = getattr(made, "inner", made).teacher
     with passes(teacher) as seen:
-        training_step(student, made, torch.optim.SGD(student.parameters(), lr=0.1), example(), MOMENT, "fp32")
+        Step(student, made, torch.optim.SGD(student.parameters(), lr=0.1))(example(), MOMENT)
     assert (seen.forwards, seen.backwards) == (N, 0)
 
 
@@ -390,7 +390,7 @@ def test_the_teacher_never_moves(wrapper: Any) -> None:
     pretrained = copy.deepcopy(student.state_dict())
     optimizer = torch.optim.SGD([{"params": list(student.parameters())}, *made.parameter_groups()], lr=0.1, momentum=0.9, weight_decay=0.1)
     for step in range(4):
-        training_step(student, made.train(), optimizer, example(), MOMENT._replace(step=step), "fp32")
+        Step(student, made.train(), optimizer)(example(), MOMENT._replace(step=step))
     assert all(torch.equal(pretrained[name], value) for name, value in teacher.state_dict().items())
     assert not torch.equal(student.linear.weight, teacher.linear.weight)
     assert not any(part.training for part in teacher.modules())
@@ -441,7 +441,7 @@ def test_distances_are_float32_under_autocast(kind: str) -> None:
     teacher, student = tiny().float(), moved(tiny().float(), 0.02)
     made: Objective = objective(teacher, distillation={"name": kind}, replay=REPLAY)
     exact = made.loss(student, batch, made.craft(student, batch, MOMENT), MOMENT).parts["distillation"]
-    with autocast("bf16", batch.images.device):
+    with computing("bf16", batch.images.device):
         low = made.loss(student, batch, made.craft(student, batch, MOMENT), MOMENT).parts["distillation"]
     assert low.dtype == torch.float32
     assert float(low) == pytest.approx(float(exact), rel=0.2)
@@ -452,6 +452,6 @@ def test_a_bfloat16_map_is_measured_as_the_float32_map_that_it_is(distance: Any)
     generator = torch.Generator().manual_seed(0)
     u = torch.rand(3, 16, 4, 4, generator=generator).bfloat16()
     v = (u.float() + 0.02 * torch.rand(u.shape, generator=generator)).bfloat16()
-    with autocast("bf16", u.device):
+    with computing("bf16", u.device):
         low = distance(u, v)
     assert torch.equal(low, distance(u.float(), v.float()))

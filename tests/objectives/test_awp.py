@@ -14,8 +14,8 @@ from advcli.models import Architecture, Network, build
 from advcli.objectives import Crafted, Objective, build_objective
 from advcli.objectives.awp import Awp
 from advcli.recipe import load
-from advcli.training.device import autocast
-from advcli.training.step import training_step
+from advcli.training.device import computing
+from advcli.training.step import Step
 
 MOMENT = Moment(seed=0, epoch=5, step=50, progress=0.5)
 SETTINGS = ["threat.eps=0.1", "craft.steps=2", "craft.step_size=0.05"]
@@ -49,7 +49,7 @@ def steps(objective: Objective, model: Network, dtype: torch.dtype, count: int =
     """The state after some optimiser steps, momentum and weight decay included."""
     optimizer = sgd(model)
     for i in range(count):
-        training_step(model, objective, optimizer, example(dtype, seed=i), moment._replace(step=i), "fp32")
+        Step(model, objective, optimizer)(example(dtype, seed=i), moment._replace(step=i))
     return snapshot(model)
 
 
@@ -192,7 +192,7 @@ def test_scoring_sees_the_perturbed_weights_under_autocast() -> None:
     values: dict[str, Any] = {"calm": objective.loss(model, batch, crafted, MOMENT).total}
     with objective.perturbed(model, batch, crafted, MOMENT):
         values["perturbed"] = objective.loss(model, batch, crafted, MOMENT).total
-    with autocast("bf16", batch.images.device), objective.perturbed(model, batch, crafted, MOMENT):
+    with computing("bf16", batch.images.device), objective.perturbed(model, batch, crafted, MOMENT):
         values["autocast"] = objective.loss(model, batch, crafted, MOMENT).total
     calm, perturbed, low = (float(value.detach()) for value in values.values())
     assert perturbed > 1.5 * calm

@@ -9,7 +9,7 @@ from advcli.data import Moment, batches
 from advcli.recipe import load
 from advcli.training.cost import passes
 from advcli.training.setup import assemble
-from advcli.training.step import training_step
+from advcli.training.step import Step
 
 PROMPT = "model.gates=[{name: channel-prompt}]"
 OBJECTIVES = {  # overrides, and forwards of an image beyond those of the same objective without the gate
@@ -31,7 +31,7 @@ def test_prototypes_move_in_every_objective(name: str) -> None:
         parts.model.train()
         batch = next(batches(parts.data.train, batch_size=32, seed=0, epoch=0))
         with passes(parts.model) as cost:
-            training_step(parts.model, parts.objective, parts.optimizer, batch, Moment(0, 0, 0, 0.0), "fp32")
+            Step(parts.model, parts.objective, parts.optimizer)(batch, Moment(0, 0, 0, 0.0))
         forwards.append(cost.forwards / 32)
     assert forwards[1] - forwards[0] == more
     prototypes = parts.model.gates[0].prototypes

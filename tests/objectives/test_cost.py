@@ -12,7 +12,7 @@ from advcli.models import Architecture, Network, build
 from advcli.objectives import Objective, build_objective
 from advcli.recipe import Recipe
 from advcli.training.cost import FlopMeter, forward_flops, passes
-from advcli.training.step import training_step
+from advcli.training.step import Step
 
 N = 16
 MOMENT = Moment(0, 0, 0, 0.0)
@@ -53,7 +53,7 @@ def test_a_step_costs_its_floor(name: str, awp: bool, floor: int, forwards: int,
     made = objective(name, awp=awp)
     made.setup(model, DataSet(NO_IMAGES, NO_IMAGES, ()))
     with FlopMeter() as meter, passes(model, *(module for module in made.modules() if isinstance(module, Network))) as seen:
-        training_step(model, made, optimizer, batch, MOMENT, "fp32")
+        Step(model, made, optimizer)(batch, MOMENT)
     assert meter.total / one == pytest.approx(floor, rel=0.01)
     assert (seen.forwards, seen.backwards) == (N * forwards, N * backwards)
 

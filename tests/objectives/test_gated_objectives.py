@@ -23,7 +23,7 @@ from advcli.objectives import Crafted, LossParts, Objective, build_objective
 from advcli.objectives.objective import AdversarialObjective
 from advcli.recipe import Recipe
 from advcli.training.cost import FlopMeter, forward_flops
-from advcli.training.step import training_step
+from advcli.training.step import Step
 
 K, EPS = 5, 0.1
 MOMENT = Moment(seed=3, epoch=12, step=7, progress=0.5)
@@ -254,7 +254,7 @@ def test_again_with_alpha_1_is_cas(base: str, fusion: dict[str, Any] | None) -> 
         got |= {f"gradient{i}": g for i, g in enumerate(gradients(scored.total, model))}
         optimizer = optimizer_of(model, objective)
         for step in range(2):
-            training_step(model, objective, optimizer, batch, MOMENT._replace(step=step), "fp32")
+            Step(model, objective, optimizer)(batch, MOMENT._replace(step=step))
         results.append({key: value for key, value in got.items() if "collisions" not in key} | state(model))
     assert_bitwise(*results)
 
@@ -428,7 +428,7 @@ def counters(module: nn.Module) -> set[int]:
 def test_batch_norm_counts_each_scoring_pass_once(method: str, times: int, wrapper: dict[str, Any] | None) -> None:
     """Not crafting, not AWP's probing pass: natural, adversarial, other images as the method scores them."""
     model, objective = globals()["method"](method, wrapper=wrapper)
-    training_step(model, objective, optimizer_of(model, objective), example(), MOMENT, "fp32")
+    Step(model, objective, optimizer_of(model, objective))(example(), MOMENT)
     assert counters(model) == {times}
 
 
@@ -502,7 +502,7 @@ def test_training_steps_are_finite_and_repeatable(method: str) -> None:
         optimizer = optimizer_of(model, objective)
         torch.manual_seed(seed)
         for step in range(3):
-            parts = training_step(model, objective, optimizer, example(seed=step), MOMENT._replace(step=step), "fp32")
+            parts = Step(model, objective, optimizer)(example(seed=step), MOMENT._replace(step=step))
             assert all(bool(value.isfinite().all()) for value in parts.values())
         found.append(state(model, objective))
     assert_bitwise(*found)
@@ -513,7 +513,7 @@ def test_a_step_in_low_precision_is_near(method: str) -> None:
     losses = []
     for precision in ("fp32", "bf16"):
         model, objective = globals()["method"](method)
-        parts = training_step(model, objective, optimizer_of(model, objective), example(), MOMENT, precision)
+        parts = Step(model, objective, optimizer_of(model, objective), precision=precision, craft=precision)(example(), MOMENT)
         losses.append(float(parts["loss"]))
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
@@ -597,7 +597,7 @@ def test_small_batches_train(method: str, n: int, classes: int) -> None:
     batch = example(n, classes=classes)
     optimizer = optimizer_of(model, objective)
     for step in range(2):
-        parts = training_step(model, objective, optimizer, batch, MOMENT._replace(step=step), "fp32")
+        parts = Step(model, objective, optimizer)(batch, MOMENT._replace(step=step))
         assert all(bool(value.isfinite().all()) for value in parts.values())
     assert all(bool(value.isfinite().all()) for value in state(model, objective).values())
 
@@ -620,13 +620,13 @@ def test_one_image_on_a_map_of_one_pixel_is_torchs_to_refuse() -> None:
     """Batch norm has no statistics of one value; a second image, or frozen batch norm, and it trains."""
     model, objective = assemble({"gates": [SPAN], "fusion": FUSION}, {"name": "pgd-at"}, arch="resnet18", width=0.05)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        training_step(model, objective, optimizer_of(model, objective), example(1), MOMENT, "fp32")
+        Step(model, objective, optimizer_of(model, objective))(example(1), MOMENT)
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
-    parts = training_step(model, objective, optimizer_of(model, objective), example(2), MOMENT, "fp32")
+    parts = Step(model, objective, optimizer_of(model, objective))(example(2), MOMENT)
     assert bool(parts["loss"].isfinite())
     model.eval()
-    assert bool(training_step(model, objective, optimizer_of(model, objective), example(1), MOMENT, "fp32")["loss"].isfinite())
+    assert bool(Step(model, objective, optimizer_of(model, objective))(example(1), MOMENT)["loss"].isfinite())
 
 
 def test_standard_training_opens_gates_by_labels_too() -> None:
@@ -691,7 +691,7 @@ def test_a_step_costs_its_floor(model_part: dict[str, Any], objective_part: dict
     optimizer = optimizer_of(model, objective)
     one = forward_flops(copy.deepcopy(model), batch.images)
     with FlopMeter() as meter:
-        training_step(model, objective, optimizer, batch, MOMENT, "fp32")
+        Step(model, objective, optimizer)(batch, MOMENT)
     assert meter.total / one == pytest.approx(floor, rel=0.03)
 
 

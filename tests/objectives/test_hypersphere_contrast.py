@@ -15,7 +15,7 @@ from advcli.models import Architecture, Network, build
 from advcli.objectives import Crafted, Objective, build_objective
 from advcli.objectives.hypersphere_contrast import angular, contrast, cosine_distance
 from advcli.recipe import Recipe
-from advcli.training.device import autocast
+from advcli.training.device import computing
 
 N, C, K = 7, 6, 4
 MOMENT = Moment(seed=3, epoch=0, step=7, progress=0.0)
@@ -295,6 +295,6 @@ def test_cosines_are_taken_in_full_precision_under_autocast() -> None:
     assert passes.adversarial.logits.dtype == passes.clean.logits.dtype == torch.float32
     sides = [pool(output.ungated).double().detach() for output in (passes.adversarial, passes.clean)]
     expected = plain_contrast(*sides, differing(batch.labels), 2, 0.1)
-    with autocast("bf16", batch.images.device):
+    with computing("bf16", batch.images.device):
         total = objective.terms[0].loss(passes, crafted, 1.0).total
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=0)

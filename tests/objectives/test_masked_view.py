@@ -15,7 +15,7 @@ from advcli.models import Architecture, Network, build
 from advcli.objectives import Crafted, Objective, build_objective
 from advcli.objectives.masked_view import MaskedViewTerm, mask
 from advcli.recipe import Recipe
-from advcli.training.step import training_step
+from advcli.training.step import Step
 
 K = 4
 MOMENT = Moment(seed=3, epoch=0, step=7, progress=0.0)
@@ -210,7 +210,7 @@ def test_a_step_moves_the_branch_and_its_batch_norm_once_a_view(wrapper: Any) ->
     model, objective = made(masked(ratios=("0.25", "0.5")), wrapper=wrapper)
     encoder = branch(objective)
     before = copy.deepcopy(list(encoder.parameters()))
-    training_step(model, objective, optimizer_of(model, objective), example(), MOMENT, "fp32")
+    Step(model, objective, optimizer_of(model, objective))(example(), MOMENT)
     assert counters(encoder) == {3}
     assert counters(model) == {1}
     assert all(not torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))

@@ -128,6 +128,12 @@ COMBINATIONS: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
         {"objective": {"terms": [{**ANC, "negatives": "random"}]}, "craft": {"batch_norm": "train"}},
     ),
     (
+        {"craft": {"batch_norm": "train", "precision": "bf16"}},
+        "craft.precision",
+        "runs on the network itself",
+        {"craft": {"batch_norm": "train"}, "train": {"precision": "bf16"}},
+    ),
+    (
         {"model": {"gates": [{"name": "channel-prompt"}]}, "objective": {"terms": [ANC]}},
         "objective.terms.0.name",
         "a crafted negative has none",

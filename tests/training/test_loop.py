@@ -19,6 +19,7 @@ from advcli.recipe import Recipe
 from advcli.runs import checkpoint, log
 from advcli.training import loop, schedule, session
 from advcli.training.setup import Assembly, assemble
+from advcli.training.step import Step
 
 CPU = torch.device("cpu")
 
@@ -109,6 +110,7 @@ class Keeper:
 
     def stepped(self, step: int, images: int) -> None: ...
 
+    def noted(self, text: str) -> None: ...
     def measured(self, event: dict[str, Any]) -> None:
         self.kept.append(tensors(self.folder / "last.safetensors"))
 
@@ -177,14 +179,14 @@ def test_the_logged_loss_is_the_mean_over_the_steps(
     tmp_path: Path, tiny: Callable[..., Recipe], silent: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
-    real = loop.training_step
+    real = Step.__call__
 
     def step(*args: Any) -> dict[str, torch.Tensor]:
         scalars = real(*args)
         seen.append(float(scalars["loss"]))
         return scalars
 
-    monkeypatch.setattr(loop, "training_step", step)
+    monkeypatch.setattr(Step, "__call__", step)
     train(tiny("train.save_every=60"), tmp_path / "run", silent)
     losses = [event["loss"] for event in log.read(tmp_path / "run" / "metrics.jsonl")]
     assert losses == [pytest.approx(sum(seen[:3]) / 3, rel=1e-12), pytest.approx(sum(seen[3:]) / 3, rel=1e-12)]
@@ -203,6 +205,7 @@ def test_the_averaged_weights_are_the_ones_that_are_kept(tmp_path: Path, tiny: C
             for name, value in parts.model.named_parameters():
                 mean[name] = 0.75 * mean[name] + 0.25 * value.detach().double()
 
+        def noted(self, text: str) -> None: ...
         def measured(self, event: dict[str, Any]) -> None: ...
 
     loop.train(parts, folder, Average(), resume=False)

@@ -12,7 +12,7 @@ from advcli.data import Batch, DataSet, Moment, Split
 from advcli.models import Architecture, Network, build
 from advcli.objectives import Objective, build_objective
 from advcli.recipe import Recipe
-from advcli.training.step import training_step
+from advcli.training.step import Step
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "standard": {"name": "standard"},
@@ -48,7 +48,7 @@ def example() -> Batch:
 
 def run(name: str, model: Network, steps: int, precision: str = "fp32") -> list[dict[str, torch.Tensor]]:
     made, batch, optimizer = objective(name, model), example(), torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return [training_step(model, made, optimizer, batch, Moment(0, 0, step, 0.0), precision) for step in range(steps)]
+    return [Step(model, made, optimizer, precision=precision, craft=precision)(batch, Moment(0, 0, step, 0.0)) for step in range(steps)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -78,10 +78,11 @@ def test_bf16_rounds_activations_and_not_weights(name: str) -> None:
     """Weights, gradients and momentum stay float32; the convolutions do run in bfloat16; the step goes nearly the same way."""
     exact, low = network(), network()
     seen: list[torch.dtype] = []
-    low.get_submodule("layer2.0").register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    block = low.get_submodule("layer2.0")  # a teacher, being a copy, has the hook too
+    block.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype) if module is block else None)
     run(name, exact, 1)
     made, optimizer = objective(name, low), torch.optim.SGD(low.parameters(), lr=0.05, momentum=0.9)
-    training_step(low, made, optimizer, example(), Moment(0, 0, 0, 0.0), "bf16")
+    Step(low, made, optimizer, precision="bf16", craft="bf16")(example(), Moment(0, 0, 0, 0.0))
     assert set(seen) == {torch.bfloat16}
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in low.parameters())
     assert all(state["momentum_buffer"].dtype == torch.float32 for state in optimizer.state.values())
@@ -118,12 +119,47 @@ def test_craft_score_step_then_state() -> None:
     """The weights move after scoring and before the objective's own state."""
     model, batch = network(), example()
     made = Recorder(objective("pgd-at", model))
-    training_step(model, made, torch.optim.SGD(model.parameters(), lr=0.1), batch, Moment(0, 0, 0, 0.0), "fp32")
+    Step(model, made, torch.optim.SGD(model.parameters(), lr=0.1))(batch, Moment(0, 0, 0, 0.0))
     assert made.calls == ["craft", "loss", "after_step"]
     before, scored, after = made.weights
     assert torch.equal(before, scored)
     assert not torch.equal(scored, after)
     torch.testing.assert_close(after, before - 0.1 * model.linear.weight.grad, rtol=0, atol=1e-7)
+
+
+@each_objective
+def test_crafting_on_the_copy_is_crafting_on_the_network(name: str) -> None:
+    """In float64, for every step: the copy has the weights, statistics and state of the present step and not of an earlier one."""
+    model, batch = network().double(), example()
+    batch = batch._replace(images=batch.images.double())
+    made = objective(name, model).double()
+    step, seen = Step(model, made, torch.optim.SGD(model.parameters(), lr=0.5)), []
+    real = made.craft
+
+    def craft(attacked: Network, *rest: Any) -> Any:
+        seen.append((real(attacked, *rest).x_adv, real(model, *rest).x_adv, attacked is model))
+        return real(attacked, *rest)
+
+    made.craft = craft  # type: ignore[method-assign]
+    for number in range(3):
+        step(batch, Moment(0, 0, number, 0.0))
+    for near, exact, same in seen:
+        torch.testing.assert_close(near, exact, rtol=0, atol=1e-9)
+        assert same == (name == "standard")
+    if name != "standard":
+        assert not torch.equal(seen[0][1], seen[2][1])
+
+
+def test_crafting_in_train_mode_is_on_the_network_itself() -> None:
+    """And moves its statistics once a crafting step, and once in scoring."""
+    recipe = {"name": "t", "data": {"name": "digits"}, "threat": {"eps": 0.1}, "model": {"arch": "small-cnn"}, "optim": {"lr": 0.1}}
+    recipe |= {"objective": {"name": "pgd-at"}, "schedule": {"epochs": 1}, "craft": {"steps": 2, "batch_norm": "train"}}
+    made, model = build_objective(Recipe.model_validate(recipe)), network()
+    step = Step(model, made, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert step.networks == [model]
+    step(example(), Moment(0, 0, 0, 0.0))
+    counts = {int(value) for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
+    assert counts == {3}
 
 
 def test_old_gradients_do_not_count() -> None:

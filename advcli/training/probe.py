@@ -1,0 +1,197 @@
+"""What `auto` means for a training on this machine: settled once, by measuring speed and agreement, before the first step."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advcli.attacks import Surrogate
+from advcli.attacks.losses import attack_loss
+from advcli.data import Batch, Moment, batches
+from advcli.models import FastCopy, Network, batch_norm_state_kept
+from advcli.recipe import Recipe
+from advcli.recipe.schema import crafting_precision
+from advcli.training.compilation import compile_blocks
+from advcli.training.cost import FLOOR, forward_flops
+from advcli.training.device import computing, plain_precision
+from advcli.training.setup import Assembly
+
+_GAIN = 1.15  # how much quicker a candidate must be, so that noise of the clock decides nothing
+_AGREEMENT = 0.8  # wrong arithmetic gives 0.5 of the signs and no cosine; sound bfloat16 0.93 and more, on untrained networks too
+_ROUNDS = 3
+_IMAGES = 32  # of the first batch, on a CPU; a CUDA device is asked what it does with the whole of it
+
+
+@dataclass(frozen=True)
+class Trial:
+    """seconds: medians of one go. agreement: share of gradient signs (craft), or cosine of the weights' gradients (train)."""
+
+    part: str
+    candidate: str
+    plain: str
+    seconds: float
+    plain_seconds: float
+    agreement: float
+
+    @property
+    def taken(self) -> bool:
+        return self.agreement >= _AGREEMENT and self.plain_seconds >= _GAIN * self.seconds
+
+    def __str__(self) -> str:
+        gain, verdict = self.plain_seconds / self.seconds, "taken" if self.taken else "not taken"
+        return f"{self.part}: {self.candidate} is {gain:.2f} x as fast as {self.plain} and agrees to {self.agreement:.3f}, {verdict}"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """recipe: every `auto` replaced. notes: what was not tried, and why. compile_seconds: of the first compiled pass, if any."""
+
+    recipe: Recipe
+    trials: tuple[Trial, ...] = ()
+    notes: tuple[str, ...] = ()
+    compile_seconds: float | None = None
+
+    def lines(self) -> list[str]:
+        """For whoever watches."""
+        return [*map(str, self.trials), *self.notes]
+
+    def receipt(self) -> dict[str, Any]:
+        trials = [{**asdict(trial), "taken": trial.taken} for trial in self.trials]
+        return {"trials": trials, "notes": list(self.notes), "compile_seconds": self.compile_seconds}
+
+
+def settle(parts: Assembly) -> Settled:
+    """Measures what the recipe leaves to `auto`; nothing of the network, its statistics or the objective moves."""
+    return _Probe(parts).settle()
+
+
+class _Probe:
+    def __init__(self, parts: Assembly) -> None:
+        self.parts, self.recipe, self.device = parts, parts.recipe, parts.device
+        self.plain = plain_precision(self.device)
+        self.trials: list[Trial] = []
+        self.notes: list[str] = []
+        self.compile_seconds: float | None = None
+
+    def settle(self) -> Settled:
+        if not self._asked():
+            return Settled(self.recipe)
+        self.batch, self.moment = self._first_batch(), Moment(self.recipe.seed, 0, 0, 0.0)
+        self.parts.model.eval()
+        small = forward_flops(self.parts.model, self.batch.images[:1]) < FLOOR
+        if small:
+            self.notes.append(f"a network of under {FLOOR / 1e6:g} MFLOP is all overhead: {self.plain}, nothing was probed")
+        self.parts.model.train()
+        craft = self._craft(small=small)
+        train = self._train(craft, small=small)
+        compiled = self._compile(craft, small=small)
+        return Settled(self._resolved(craft, train, compiled), tuple(self.trials), tuple(self.notes), self.compile_seconds)
+
+    def _asked(self) -> bool:
+        recipe = self.recipe
+        return "auto" in (recipe.train.precision, crafting_precision(recipe)) or recipe.train.compile in ("auto", True)
+
+    def _first_batch(self) -> Batch:
+        recipe = self.recipe
+        size = recipe.train.batch_size if self.device.type == "cuda" else min(_IMAGES, recipe.train.batch_size)
+        return next(batches(self.parts.data.train, batch_size=size, seed=recipe.seed, epoch=0, augmentations=recipe.data.augment))
+
+    def _craft(self, *, small: bool) -> str:
+        """The precision of the attack copy; `auto` stays where crafting has none of its own."""
+        asked = self.recipe.craft.precision if self.recipe.craft else "auto"
+        if asked != "auto" or not self.parts.objective.crafts_on_a_copy or small:
+            return self.plain if asked == "auto" else asked
+        ways = {name: self._gradient_of(name, FastCopy(self.parts.model, _kind(name)).network) for name in (self.plain, "bf16")}
+        return self._choose("craft", ways, lambda a, b: float((a.sign() == b.sign()).double().mean()))
+
+    def _gradient_of(self, precision: str, network: Network) -> Callable[[], Tensor]:
+        """The cross-entropy's gradient at the images, on a frozen copy."""
+
+        def gradient() -> Tensor:
+            with computing(precision, self.device, autocast=False):
+                return Surrogate(network.trace).gradient(attack_loss("ce"), self.batch.images, self.batch.labels, {})[0]
+
+        return gradient
+
+    def _train(self, craft: str, *, small: bool) -> str:
+        asked = self.recipe.train.precision
+        if asked != "auto" or small:
+            return self.plain if asked == "auto" else asked
+        parts = self.parts
+        attacked = FastCopy(parts.model, _kind(craft)).network if parts.objective.crafts_on_a_copy else parts.model
+        with computing(craft, self.device, autocast=False), batch_norm_state_kept(parts.model):
+            crafted = parts.objective.craft(attacked, self.batch, self.moment)
+        weights = [weight for weight in parts.model.parameters() if weight.requires_grad]
+
+        def scored(precision: str) -> Callable[[], Tensor]:
+            def gradient() -> Tensor:
+                with batch_norm_state_kept(parts.model), batch_norm_state_kept(parts.objective), computing(precision, self.device):
+                    total = parts.objective.loss(parts.model, self.batch, crafted, self.moment).total
+                    gradients = torch.autograd.grad(total, weights, allow_unused=True)
+                return torch.cat([value.flatten() for value in gradients if value is not None])
+
+            return gradient
+
+        ways = {name: scored(name) for name in (self.plain, "bf16")}
+        return self._choose("train", ways, lambda a, b: float(F.cosine_similarity(a.double(), b.double(), dim=0)))
+
+    def _choose(self, part: str, ways: dict[str, Callable[[], Tensor]], agreement: Callable[[Tensor, Tensor], float]) -> str:
+        """The candidate, ways' second, where it is enough quicker than the plain first and agrees with it."""
+        (plain, one), (candidate, other) = ways.items()
+        agrees = agreement(one(), other())  # these first goes warm up, too
+        seconds = self._seconds(one, other)
+        self.trials.append(Trial(part, candidate, plain, seconds[1], seconds[0], agrees))
+        return candidate if self.trials[-1].taken else plain
+
+    def _seconds(self, *ways: Callable[[], Tensor]) -> list[float]:
+        """Medians, the candidates taking turns."""
+        spent: list[list[float]] = [[] for _ in ways]
+        for _ in range(_ROUNDS):
+            for way, times in zip(ways, spent, strict=True):
+                began = time.perf_counter()
+                float(way().sum())  # reading a number waits for the device
+                times.append(time.perf_counter() - began)
+        return [statistics.median(times) for times in spent]
+
+    def _compile(self, craft: str, *, small: bool) -> bool:
+        """Whether blocks are compiled: where that was asked for and works, or, on a CUDA device, where it is quicker."""
+        asked = self.recipe.train.compile
+        if asked is False or (asked == "auto" and (small or self.device.type != "cuda")):
+            return False
+        network = FastCopy(self.parts.model, _kind(craft)).network
+        compiled = FastCopy(self.parts.model, _kind(craft)).network
+        compile_blocks(compiled)
+        eager, fast = self._gradient_of(craft, network), self._gradient_of(craft, compiled)
+        began = time.perf_counter()
+        try:
+            gradient = fast()
+        except Exception as error:  # a compiler has many ways to fail, and training goes on without it
+            reason = str(error).strip().splitlines()
+            self.notes.append(f"blocks are not compiled: {reason[0] if reason else type(error).__name__}")
+            return False
+        self.compile_seconds = round(time.perf_counter() - began, 3)
+        self.notes.append(f"compiling the blocks took {self.compile_seconds:.0f} s")
+        if asked is True:
+            return True
+        agrees = float((eager().sign() == gradient.sign()).double().mean())
+        seconds = self._seconds(eager, fast)
+        self.trials.append(Trial("compile", "compiled", "eager", seconds[1], seconds[0], agrees))
+        return self.trials[-1].taken
+
+    def _resolved(self, craft: str, train: str, compiled: bool) -> Recipe:
+        recipe = self.recipe
+        changed: dict[str, Any] = {"train": recipe.train.model_copy(update={"precision": train, "compile": compiled})}
+        if recipe.craft is not None and recipe.craft.batch_norm == "eval":
+            changed["craft"] = recipe.craft.model_copy(update={"precision": craft})
+        return recipe.model_copy(update=changed)
+
+
+def _kind(precision: str) -> Any:
+    return "bf16" if precision == "bf16" else "folded"
