@@ -185,13 +185,14 @@ class Run:
             return Surrogate(self.sources[entry.source].trace, self.cost)
         precision = self.search.precision_of(entry)
         model, error = self.followed[precision], self.search.error(precision)
+        repeatable = not (self.traits.random or self.traits.companions)
         if entry.view is not None and isinstance(model, Network):
-            return ViewedSurrogate(model, entry.view, self.cost, error=error)
+            return ViewedSurrogate(model, entry.view, self.cost, error=error, repeatable=repeatable)
         passed = entry.surrogate == "substituted" or (entry.surrogate == "expected" and bool(self.traits.operations))
         trace = substituted(model.trace) if passed else model.trace
         if entry.surrogate == "expected":
             return ExpectedSurrogate(trace, self.cost, apart=self.traits.random == "row")
-        return Surrogate(trace, self.cost, error=error)
+        return Surrogate(trace, self.cost, error=error, repeatable=repeatable)
 
     def _passes(self) -> tuple[int, int]:
         return self.cost.forwards, self.cost.backwards
