@@ -1,4 +1,4 @@
-"""Statistics of accuracies: Wilson interval, exact McNemar, paired bootstrap, ARDist. numpy only, no torch.
+"""Statistics: Wilson interval, exact McNemar, paired bootstrap and ARDist of accuracies, quartiles of times. numpy only, no torch.
 
 Accuracies are fractions in [0, 1] throughout; ARDist alone is made of per cent, as its paper has it.
 """
@@ -88,3 +88,9 @@ def ardist(clean: float, robust: float, curve: str) -> float:
     along = feet[np.isreal(feet)].real
     nearest = float(np.hypot(along - clean, cubic(along) - robust).min())
     return nearest if robust >= cubic(clean) else -nearest
+
+
+def quartiles(values: ArrayLike) -> dict[str, float]:
+    """{median, q25, q75} of values (n,), n at least 1, between neighbours by straight lines."""
+    low, middle, high = np.quantile(np.asarray(values, float), (0.25, 0.5, 0.75)).tolist()
+    return {"median": middle, "q25": low, "q75": high}

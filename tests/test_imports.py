@@ -27,6 +27,7 @@ ROOMS = (
     "runs",
     "training",
     "evaluation",
+    "doctor",
     "report",
     "cli",
 )
@@ -63,6 +64,8 @@ def probe(body: str, witness: str, cwd: Path) -> str:
         (["attack", "--help"], "--suite"),
         (["compare", "--help"], "--column"),
         (["deploy-ra", "--help"], "--no-eval"),
+        (["bench", "--help"], "--peers"),
+        (["doctor", "--help"], "RECIPE"),
         (["convert", "--help"], "--arch"),
         (["visualize", "--help"], "perturbations"),
         (["visualize", "perturbations", "--help"], "--attack"),
@@ -92,6 +95,7 @@ def test_a_wrong_recipe_is_refused_without_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "module",
     [
+        "advcli.doctor",
         "advcli.errors",
         "advcli.measures",
         "advcli.recipe",
@@ -100,6 +104,8 @@ def test_a_wrong_recipe_is_refused_without_torch(tmp_path: Path) -> None:
         "advcli.report.page",
         "advcli.report.comparison",
         "advcli.report.formats",
+        "advcli.report.health",
+        "advcli.report.speed",
         "advcli.report.figures.data",
         "advcli.report.papers",
         "advcli.report.subject",

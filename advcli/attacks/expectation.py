@@ -33,7 +33,7 @@ class ExpectedSurrogate(Surrogate):
     """
 
     def __init__(self, trace: Callable[[Tensor], ModelOutput], cost: Cost | None = None, *, apart: bool) -> None:
-        super().__init__(trace, cost)
+        super().__init__(trace, cost, repeatable=False)
         self.apart = apart
 
     def __call__(self, x: Tensor, condition: Condition) -> ModelOutput:

@@ -9,6 +9,7 @@ successful run is the one that counts, so its outcome is the same for any order,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
@@ -24,7 +25,7 @@ from advcli.attacks.turns import Job, Turns
 from advcli.draws import Draws
 
 _PATIENCE = 5  # units of work for which rows wait for company before the judge is asked, when nothing waits for their places
-_ENDED = ("position", "run", "x_adv", "step", "forwards", "backwards", "judged")  # what is kept of a row that was judged
+_ENDED = ("position", "run", "x_adv", "step", "forwards", "backwards", "wasted", "judged")  # what is kept of a row that was judged
 
 
 class Task(NamedTuple):
@@ -40,8 +41,8 @@ class Attempt(NamedTuple):
     """Judged rows. positions (M,) in the task; found: their points and verdicts; runs, forwards, backwards, judged (M,).
 
     final (M,) bool: broken, or out of runs. forwards and backwards are all that was spent on the example up to this run, and
-    judged says how many of the forwards were the judge's. wasted: passes of later runs, begun ahead, that its success made
-    needless; unlike the others it depends on the company, so it is for the clock alone.
+    judged says how many of the forwards were the judge's. wasted: passes that were made ahead and came to nothing, those of later
+    runs that its success made needless among them; unlike the others it depends on the company, so it is for the clock alone.
     """
 
     positions: Tensor
@@ -70,6 +71,10 @@ class PooledAttack:
     def passes(self) -> int:
         """Forwards and backwards that an example which nothing breaks costs; what is left to do is estimated from it."""
         raise NotImplementedError
+
+    def slots(self, images: int, chunk: int) -> float:
+        """Passes, of idle rows too, for images that nothing breaks, in a pool of chunk rows: a run is in one at a time."""
+        return chunk * math.ceil(images * self.runs / chunk) * self.passes / self.runs
 
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:
         """The state of fresh rows; draws already has each row's run as its counter."""
@@ -186,6 +191,7 @@ class _Pool:
         """
         if not self.alive:
             return
+        self.live["over"] = self.live["position"] < 0  # a free row needs no work
         draws = replace(self.task.draws, index=self.live["index"], counter=self.live["run"])
         self.attack.advance(self.surrogate, self.live, -self.judge.bound - self.surrogate.error, draws)
         self.patience -= 1 if size(self.waiting) else 0
@@ -250,12 +256,14 @@ class _Pool:
         """(M,) bool: rows of runs that do not count any more; their passes are booked as wasted."""
         counts = torch.tensor([self.turns.counts(job) for job in _jobs(rows)], dtype=torch.bool, device=self.wasted.device)
         needless = ~counts & (rows["position"] >= 0)
-        self.wasted.index_add_(0, rows["position"][needless], (rows["forwards"] + rows["backwards"])[needless])
+        passes = rows["forwards"] + rows["backwards"] + rows["wasted"]
+        self.wasted.index_add_(0, rows["position"][needless], passes[needless])
         return needless
 
     def _attempt(self, rows: State) -> Attempt:
         position, broken = rows["position"], rows["broken"]
         self.spent[:, position] += torch.stack([rows["forwards"], rows["backwards"], rows["judged"]])
+        self.wasted[position] += rows["wasted"]
         forwards, backwards, judged = self.spent[:, position]
         found = Found(rows["x_adv"], rows["margin"], broken, torch.where(broken, rows["step"], -1))
         last = rows["run"] + 1 >= self.attack.runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +18,8 @@ from advcli.attacks.threat import Threat, l2
 from advcli.draws import Draws
 
 _SHRINK_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of pixels is halved
-_AT_ONCE = 50  # queries in one unit of work; their draws are made together
+_BLOCK = 50  # queries whose draws are made together
+_UNIT = 50  # forwards in one unit of work, at most
 _TINY = 1e-12
 
 
@@ -27,6 +29,10 @@ class Square(PooledAttack):
 
     A proposal is kept where it raises the margin. share: of the pixels, for the first squares. The published attack draws
     one square for a whole batch; here every example has its own, by its name and query number.
+
+    Rows that nobody needs look ahead: they ask an example's next queries at once, all made from its best point as it is. The
+    first that raises the margin is kept and those after it are thrown away, to be made anew from the new best point, so that
+    the example goes the way that it would have gone alone. Few queries raise the margin, so little is thrown away.
     """
 
     needs_float32: ClassVar[bool] = True  # it keeps what raises the margin by little, which rounding hides: it ends on lower margins
@@ -39,24 +45,37 @@ class Square(PooledAttack):
     def passes(self) -> int:
         return self.queries + 2
 
+    def slots(self, images: int, chunk: int) -> float:
+        """Rows that would idle look ahead. Query q raises about one margin in 2 sqrt(q), and with it half of the looks ahead are lost."""
+        return images * self.passes + (-images % chunk) * math.sqrt(self.queries) / 2
+
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:
         start = _stripes(self.threat, x, draws) if self.threat.norm == "linf" else _tiles(self.threat, x, draws)
-        return {**fresh(x, y, start), "best": start.clone(), "best_margin": x.new_full((len(x),), -torch.inf), "unit": torch.zeros_like(y)}
+        return {**fresh(x, y, start), "best": start.clone(), "best_margin": x.new_full((len(x),), -torch.inf)}
 
     def advance(self, surrogate: Surrogate, state: State, threshold: float, draws: Draws) -> None:
-        x = state["x"]
-        channels, side = x.shape[1], min(x.shape[2:])
-        random = draws.sub("squares").at(state["unit"]).uniform((_AT_ONCE, 5 + channels))
-        state["unit"] = state["unit"] + 1
         self._pass_over(state)
-        for query in range(_AT_ONCE):
-            size = self._sizes(state["step"] - 1, side)
-            proposal = propose_linf if self.threat.norm == "linf" else propose_l2
-            candidate = proposal(self.threat, x, state["best"], size, random[:, query])
-            candidate = torch.where((state["step"] > 0)[:, None, None, None], candidate, state["best"])  # the first query is the start
+        look = torch.arange(len(state["y"]), device=state["y"].device)
+        live = torch.nonzero(~state["hit"] & ~state["over"])[:, 0]
+        if not len(live):
+            return
+        active = live if surrogate.repeatable else look
+        turn, ahead = look % len(active), look // len(active)
+        owner, most = active[turn], -(-len(look) // len(active))  # whose look it is; looks of one row in one forward
+        x, y, condition = state["x"][owner], state["y"][owner], {key: value[owner] for key, value in given(state).items()}
+        forwards = min(_UNIT, -(-int(self.queries + 1 - state["step"][live].max()) // most))  # whoever is done makes room
+        begin = state["step"][active] // _BLOCK * _BLOCK
+        random = _draw(draws.sub("squares").select(active), begin, forwards * most, 5 + x.shape[1])
+        sizes = self._sizes(torch.arange(self.queries + 1, device=x.device) - 1, min(x.shape[2:]))
+        propose = propose_linf if self.threat.norm == "linf" else propose_l2
+        for _ in range(forwards):
+            query = state["step"][owner] + ahead
+            best = state["best"][owner]
+            candidate = propose(self.threat, x, best, sizes[query.clamp_max(self.queries)], random[turn, query - begin[turn]])
+            candidate = torch.where((query > 0)[:, None, None, None], candidate, best)  # the first query is the start
             with torch.no_grad():
-                now = margin(surrogate(candidate, given(state)).logits.float(), state["y"])
-            self._account(state, candidate, now, threshold)
+                now = margin(surrogate(candidate, condition).logits.float(), y)
+            self._account(state, owner, query, candidate, now, threshold)
 
     def _sizes(self, query: Tensor, side: int) -> Tensor:
         """(N,) sides of the squares for query numbers counted from 0; odd and at least 3 for l2, whose pattern has a middle."""
@@ -73,18 +92,35 @@ class Square(PooledAttack):
         s["over"] = s["over"] | (s["step"] > self.queries)
         s["excused"] = torch.zeros_like(s["excused"])
 
-    def _account(self, s: State, candidate: Tensor, now: Tensor, threshold: float) -> None:
-        """Keep proposals that raise the margin; rows that have fooled the surrogate, or are out of queries, stand still."""
-        active = ~s["hit"] & ~s["over"]
-        better = active & (now > s["best_margin"])
-        fooled = better & (now >= threshold)
-        s["best"] = torch.where(better[:, None, None, None], candidate, s["best"])
-        s["best_margin"] = torch.where(better, now, s["best_margin"])
+    def _account(self, s: State, owner: Tensor, query: Tensor, candidate: Tensor, now: Tensor, threshold: float) -> None:
+        """Keep each row's first look that raises its margin; rows that have fooled the surrogate, or are out of queries, stand still.
+
+        Look i was at candidate[i], with the margin now[i], for query[i] of row owner[i]; a row's queries come in their order.
+        """
+        look, none = torch.arange(len(owner), device=owner.device), len(owner)
+        asked = ~(s["hit"] | s["over"])[owner] & (query <= self.queries)
+        raising = torch.where(asked & (now > s["best_margin"][owner]), look, none)
+        first = torch.full_like(s["step"], none).scatter_reduce(0, owner, raising, "amin")
+        used = asked & (look <= first[owner])
+        better, first = first < none, first.clamp_max(none - 1)
+        s["best"] = torch.where(better[:, None, None, None], candidate[first], s["best"])
+        s["best_margin"] = torch.where(better, now[first], s["best_margin"])
         s["x_adv"] = s["best"]
+        fooled = better & (now[first] >= threshold)
+        queries = torch.zeros_like(s["step"]).index_add(0, owner, used.long())
         s["hit"] = s["hit"] | fooled
-        s["forwards"] = s["forwards"] + active.long()
-        s["step"] = s["step"] + (active & ~fooled).long()
+        s["forwards"] = s["forwards"] + queries
+        s["wasted"] = s["wasted"].index_add(0, owner, (asked & ~used).long())
+        s["step"] = s["step"] + queries - fooled.long()
         s["over"] = s["over"] | (~s["hit"] & (s["step"] > self.queries))
+
+
+def _draw(draws: Draws, begin: Tensor, queries: int, numbers: int) -> Tensor:
+    """(N, Q, numbers) in [0, 1) for queries from begin (N,), a block's first, on; Q is enough for as many from anywhere in that block."""
+    block = torch.arange((queries + _BLOCK - 2) // _BLOCK + 1, device=begin.device)
+    every = draws.select(torch.arange(len(begin), device=begin.device).repeat_interleave(len(block)))
+    counter = (begin[:, None] // _BLOCK + block).flatten()
+    return every.at(counter).uniform((_BLOCK, numbers)).view(len(begin), -1, numbers)
 
 
 def _stripes(threat: Threat, x: Tensor, draws: Draws) -> Tensor:

@@ -29,12 +29,16 @@ class Surrogate:
     """Images (N, C, H, W) and a condition to a ModelOutput; counts the images it sees in `cost`.
 
     error: how far its margins may be from the judge's where it computes otherwise; a search asks the judge that much earlier.
+    repeatable: it answers the same when asked again beside others; what is not may not be asked ahead of its time.
     """
 
-    def __init__(self, trace: Callable[[Tensor], ModelOutput], cost: Cost | None = None, *, error: float = 0.0) -> None:
+    def __init__(
+        self, trace: Callable[[Tensor], ModelOutput], cost: Cost | None = None, *, error: float = 0.0, repeatable: bool = True
+    ) -> None:
         self._trace = trace
         self.cost = cost if cost is not None else Cost()
         self.error = error
+        self.repeatable = repeatable
 
     def __call__(self, x: Tensor, condition: Condition) -> ModelOutput:
         self.cost.forwards += len(x)

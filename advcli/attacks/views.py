@@ -34,8 +34,8 @@ class View:
 class ViewedSurrogate(Surrogate):
     """A network through a view. Which points fool it is the judge's to say: it judges the deployed decision."""
 
-    def __init__(self, network: Network, view: View, cost: Cost, *, error: float = 0.0) -> None:
-        super().__init__(network.trace, cost, error=error)
+    def __init__(self, network: Network, view: View, cost: Cost, *, error: float = 0.0, repeatable: bool = True) -> None:
+        super().__init__(network.trace, cost, error=error, repeatable=repeatable)
         self.network, self.view = network, view
 
     def __call__(self, x: Tensor, condition: Condition) -> ModelOutput:

@@ -18,6 +18,7 @@ from advcli.cli import (
     compare,
     convert,
     deploy_ra,
+    doctor,
     finetune,
     launch,
     pretrain,
@@ -89,6 +90,7 @@ app.command("deploy-ra")(deploy_ra.deploy_ra)
 app.command("convert")(convert.convert)
 app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
+app.command("doctor")(doctor.doctor)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("card")(card.card)

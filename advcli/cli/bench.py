@@ -2,54 +2,125 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from advcli.cli.options import Device, Json, Quiet
+from advcli.cli.options import Device, Json, Overrides, Quiet
 from advcli.cli.output import print_json
 from advcli.errors import UsageError
 
+_ATTACKING = ("n", "seed", "eps", "norm", "batch_size", "data_root")
+_TRAINING = ("peers", "seconds", "synthetic")
+
 
 def bench(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(help="A model.safetensors or its folder; left out: the newest under runs/.", show_default=False)
+    context: typer.Context,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE|CKPT]",
+            help="A recipe; with --attacks a model.safetensors or its folder, left out: the newest under runs/.",
+            show_default=False,
+        ),
     ] = None,
+    overrides: Overrides = None,
+    peers: Annotated[bool, typer.Option("--peers", help="A training step beside others' loops, rewritten.")] = False,
     attacks: Annotated[bool, typer.Option("--attacks", help="Attacks beside pyautoattack, torchattacks and foolbox.")] = False,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Of aa, fast, pgd-20: this one. Repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --attacks: aa, fast or pgd-20; with --peers: shipped, fp32 or bf16. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
-    n: Annotated[int, typer.Option(min=1, help="Images, a seeded, stratified part of the split.")] = 100,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each row is run, ours and theirs by turns.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
-    eps: Annotated[str | None, typer.Option(help="Radius, such as 8/255; left out: as trained.", show_default=False)] = None,
-    norm: Annotated[str | None, typer.Option(help="linf or l2; left out: as trained.", show_default=False)] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Of training: how long a round lasts at least.")] = 3.0,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Of training: on random images of the data set's shape.")] = False,
+    n: Annotated[int, typer.Option(min=1, help="Of attacks: images, a seeded, stratified part of the split.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of attacks.")] = 0,
+    eps: Annotated[str | None, typer.Option(help="Of attacks: radius, such as 8/255; left out: as trained.", show_default=False)] = None,
+    norm: Annotated[str | None, typer.Option(help="Of attacks: linf or l2; left out: as trained.", show_default=False)] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images at once; left out: what suits the device.", show_default=False)
+        int | None, typer.Option(min=1, help="Of attacks: images at once; left out: what suits the device.", show_default=False)
     ] = None,
-    data_root: Annotated[str | None, typer.Option(help="Where the data set lies.", show_default=False)] = None,
+    data_root: Annotated[str | None, typer.Option(help="Of attacks: where the data set lies.", show_default=False)] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The table in Markdown.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     device: Device = "auto",
 ) -> None:
-    """Measure how fast this machine attacks, beside the packages that others use.
+    """Measure how fast this machine trains a recipe or attacks a network, alone or beside what others use.
 
-    Example: advcli bench runs/quickstart --attacks --n 50 --only pgd-20
+    Example: advcli bench pgd-at data.name=cifar10 --peers
     """
-    if not attacks:
-        raise UsageError("nothing to measure was named", next="advcli bench --attacks")
-    from advcli.evaluation import bench as benchmark
-    from advcli.evaluation import session
-    from advcli.report import terminal
+    others = [name for name in (_TRAINING if attacks else _ATTACKING) if _was_given(context, name)]
+    if others:
+        option, kind = f"--{others[0].replace('_', '-')}", "training" if attacks else "attacks"
+        next = f"leave --attacks out, or {option}" if attacks else f"{_instead(others[0])}; advcli bench CKPT --attacks measures attacks"
+        raise UsageError(f"{option} is about {kind}", where=option, next=next)
+    if attacks and overrides:
+        raise UsageError("a checkpoint has no fields to change", where=overrides[0], next="leave --attacks out to measure a recipe")
+    if not attacks and what is None:
+        raise UsageError("nothing to measure was named", next="advcli bench pgd-at, or advcli bench --attacks")
+    if not attacks and not peers and only:
+        raise UsageError("--only chooses rows of --peers or --attacks", where="--only", next="advcli bench RECIPE --peers --only fp32")
+    watch = _silent if quiet else _say
+    if attacks:
+        options = {"n": n, "seed": seed, "norm": norm, "eps": eps, "batch_size": batch_size, "data_root": data_root}
+        result, show = _attacks(what, only, rounds, device, watch, options)
+    else:
+        how = {"rounds": rounds, "seconds": seconds, "made_up": synthetic, "watch": watch}
+        result, show = _training(str(what), overrides or [], only or [], device, how, peers=peers)
+    print_json(result) if json else show(result, markdown=markdown)
+
+
+def _training(name: str, overrides: list[str], only: list[str], device: str, how: dict[str, Any], *, peers: bool) -> tuple[Any, Any]:
+    from advcli.recipe import load
+
+    recipe = load(name, overrides)
+    from advcli.report import speed
+    from advcli.training import side_by_side, throughput
+    from advcli.training.device import pick_device
+
+    if peers:
+        return side_by_side.run(recipe, pick_device(device), only, throughput.How(**how)), speed.show_peers
+    return throughput.run(recipe, pick_device(device), throughput.How(**how)), speed.show_training
+
+
+def _attacks(
+    what: str | None, only: list[str] | None, rounds: int, device: str, watch: Callable[[str], None], options: dict[str, Any]
+) -> tuple[Any, Any]:
+    from advcli.evaluation import bench, session
+    from advcli.report import speed
     from advcli.report.progress import AttackProgress
     from advcli.training.device import pick_device
 
-    path = session.find_checkpoint(checkpoint)
-    options = session.Options(
-        path, "aa", n, seed, norm=norm, eps=eps, batch_size=batch_size, data_root=data_root, device=device, search="auto"
-    )
-    watch = (lambda text: None) if quiet else (lambda text: terminal.ERR.print(text, highlight=False, markup=False))
-    job = session.job(options, AttackProgress(quiet=quiet))
-    result = benchmark.run(job, tuple(only or benchmark.ATTACKS), rounds, pick_device(device), watch)
-    print_json(result) if json else terminal.show_bench(result)
+    path = session.find_checkpoint(Path(what) if what is not None else None)
+    asked = session.Options(path, "aa", device=device, search="auto", **options)
+    job = session.job(asked, AttackProgress(quiet=watch is _silent))
+    return bench.run(job, tuple(only or bench.ATTACKS), rounds, pick_device(device), watch), speed.show_attacks
+
+
+def _say(text: str) -> None:
+    from advcli.report.terminal import ERR
+
+    ERR.print(text, highlight=False, markup=False)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _instead(name: str) -> str:
+    """The recipe's field that says what an option of attacks would."""
+    fields = {"n": "data.limit", "seed": "seed", "eps": "threat.eps", "norm": "threat.norm", "batch_size": "train.batch_size"}
+    return f"a recipe says it as {fields.get(name, 'data.root')}=..."

@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors, batches of them, and augmentation."""
+"""Data sets as uint8 images, batches of them, and augmentation."""
 
 from advcli.data.batches import Batch, Moment, batches, epoch_order, to_float
 from advcli.data.datasets import DataSet, Split, load, load_test

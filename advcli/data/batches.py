@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from advcli.data.augment import augment
 from advcli.data.datasets import Split
+from advcli.data.images import HostImages
+from advcli.data.prefetch import ahead
 
 
 class Batch(NamedTuple):
@@ -57,18 +59,25 @@ def batches(
     first: int = 0,
     augmentations: Sequence[str] = (),
     part: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The training batches of an epoch from step `first` on. Images left over at the end come up in other epochs.
 
-    part: (r, P) for the r-th of the P contiguous parts of each batch, P a divisor of batch_size.
+    part: (r, P) for the r-th of the P contiguous parts of each batch, P a divisor of batch_size. Where images stay on the host
+    the next batch is made while one is used, in a thread that ends when the generator is closed.
     """
     number, size = part[0], batch_size // part[1]
-    order = epoch_order(len(split.labels), seed, epoch).to(split.labels.device)
-    for step in range(first, steps_per_epoch(len(split.labels), batch_size)):
-        pick = order[step * batch_size + number * size :][:size]
-        index = split.index[pick]
-        images = augment(split.images[pick], index, augmentations, seed=seed, epoch=epoch)
-        yield Batch(to_float(images), split.labels[pick], index)
+    order = epoch_order(len(split), seed, epoch)
+    places, names = order.to(split.images.device), order.to(split.labels.device)  # once an epoch, so that no step waits for them
+
+    def make(step: int) -> Batch:
+        begin = step * batch_size + number * size
+        pick = slice(begin, begin + size)
+        index = split.index[names[pick]]
+        images = augment(split.images[places[pick]], index, augmentations, seed=seed, epoch=epoch)
+        return Batch(to_float(images), split.labels[names[pick]], index)
+
+    steps = range(first, steps_per_epoch(len(split), batch_size))
+    yield from ahead(make, steps, split.labels.device) if isinstance(split.images, HostImages) else map(make, steps)
 
 
 def chunks(split: Split, size: int) -> Iterator[Batch]:

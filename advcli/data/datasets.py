@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors: digits (embedded), CIFAR-10, CIFAR-100, SVHN, Tiny-ImageNet, and any folder of images.
+"""Data sets as uint8 images: digits (embedded), CIFAR-10, CIFAR-100, SVHN, Tiny-ImageNet, and any folder of images.
 
 Absent data is a DataError that names the path and the way out.
 """
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from advcli.data import folder, tiny_imagenet
+from advcli.data.images import Images, place, take
 from advcli.data.split import stratified_part
 from advcli.errors import DataError
 from advcli.recipe.schema import Data
@@ -25,9 +26,9 @@ from advcli.recipe.schema import Data
 
 @dataclass(frozen=True)
 class Split:
-    """images (N, C, H, W) uint8; labels (N,) int64; index (N,) int64: each image's place in the split as published."""
+    """images (N, C, H, W) uint8, in memory or mapped; labels (N,) int64; index (N,) int64: each image's place in the split as published."""
 
-    images: Tensor
+    images: Images
     labels: Tensor
     index: Tensor
 
@@ -36,10 +37,11 @@ class Split:
 
     def take(self, pick: Tensor) -> Split:
         """The images at positions pick (M,)."""
-        return Split(self.images[pick], self.labels[pick], self.index[pick])
+        return Split(take(self.images, pick), self.labels[pick], self.index[pick])
 
-    def to(self, device: torch.device) -> Split:
-        return Split(self.images.to(device), self.labels.to(device), self.index.to(device))
+    def to(self, device: torch.device, budget: int | None = None) -> Split:
+        """For use on the device: labels and indices are there, images too where they take at most budget bytes (see `place`)."""
+        return Split(place(self.images, device, budget), self.labels.to(device), self.index.to(device))
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class DataSet:
     classes: tuple[str, ...]
 
 
-Raw = tuple[Tensor, Tensor, tuple[str, ...]]  # images (N, C, H, W) uint8, labels (N,), class names
+Raw = tuple[Images, Tensor, tuple[str, ...]]  # images (N, C, H, W) uint8, labels (N,), class names
 
 
 def load(data: Data, seed: int) -> DataSet:

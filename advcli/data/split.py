@@ -17,7 +17,7 @@ def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
     """
     u = draws.uniform((seed, purpose), torch.arange(len(labels)), 0, (1,))[:, 0]
     drawn = torch.argsort(u, stable=True).numpy()
-    classes, own = np.unique(labels.numpy()[drawn], return_inverse=True)
+    classes, own = np.unique(labels.cpu().numpy()[drawn], return_inverse=True)
     queues = [iter(drawn[own == c]) for c in range(len(classes))]
     counts = np.bincount(own, minlength=len(classes))
     share, taken = counts / max(1, len(labels)), np.zeros(len(classes))

@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from advcli.data.folder import decode, image_files
+from advcli.data.decode import decode
+from advcli.data.folder import image_files
+from advcli.data.images import Images
 from advcli.errors import DataError
 from advcli.recipe.schema import Data
 
 
-def read(root: Path, train: bool, data: Data) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def read(root: Path, train: bool, data: Data) -> tuple[Images, Tensor, tuple[str, ...]]:
     """images (N, 3, 64, 64) uint8, labels (N,) and the WordNet ids as class names, in the order of wnids.txt."""
     home = root if (root / "wnids.txt").is_file() else root / "tiny-imagenet-200"
     if not (home / "wnids.txt").is_file():

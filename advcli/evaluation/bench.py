@@ -7,9 +7,7 @@ its steps on all images; only that isolates what the code saves.
 
 from __future__ import annotations
 
-import platform
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -29,8 +27,11 @@ from advcli.draws import Draws
 from advcli.errors import UsageError
 from advcli.evaluation.engine import evaluate
 from advcli.evaluation.job import Job
+from advcli.measures import quartiles
 from advcli.models import frozen
 from advcli.runs.checkpoint import versions
+from advcli.training.machine import hardware
+from advcli.training.turns import Seconds, by_turns
 
 Numerics = Literal["as shipped", "same numerics"]
 NUMERICS: tuple[Numerics, ...] = ("as shipped", "same numerics")
@@ -51,7 +52,6 @@ class Match:
     theirs: str
 
 
-Measured = dict[str, list[float]]
 Runs = dict[str, Callable[[], float]]
 """By name, what attacks and returns the share of images that are still classified right."""
 
@@ -64,7 +64,8 @@ def run(job: Job, attacks: Sequence[str], rounds: int, device: torch.device, wat
     job.loaded.network.to(device).eval()
     installed = [peer for peer in PEERS if util.find_spec(peer) is not None]
     matches = [match for match in _matches() if match.attack in attacks and match.peer in installed]
-    seconds, robust = _play(_runs(job, device), matches, rounds, watch)
+    runs = _runs(job, device)
+    seconds, robust = by_turns({name: runs[name] for match in matches for name in (match.ours, match.theirs)}, rounds, watch)
     return {
         "checkpoint": str(job.loaded.path),
         "threat": {"norm": job.threat.norm, "eps": job.eps_text},
@@ -79,43 +80,12 @@ def run(job: Job, attacks: Sequence[str], rounds: int, device: torch.device, wat
     }
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
-    cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else _processor()
-    return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "system": platform.platform()}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    rows = info.read_text().splitlines() if info.is_file() else []
-    return next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), platform.processor())
-
-
-def _play(runs: Runs, matches: Sequence[Match], rounds: int, watch: Callable[[str], None]) -> tuple[Measured, Measured]:
-    """(seconds, robust accuracy) of each run that a row needs, by turns; whoever was first in a round is last in the next."""
-    names = list(dict.fromkeys(name for match in matches for name in (match.ours, match.theirs)))
-    seconds: Measured = {name: [] for name in names}
-    robust: Measured = {name: [] for name in names}
-    for turn in range(rounds):
-        for name in names if turn % 2 == 0 else reversed(names):
-            watch(f"round {turn + 1} of {rounds}: {name}")
-            began = time.perf_counter()
-            robust[name].append(runs[name]())  # a number, so the device is done
-            seconds[name].append(time.perf_counter() - began)
-    return seconds, robust
-
-
-def _row(match: Match, seconds: Measured, robust: Measured) -> dict[str, Any]:
+def _row(match: Match, seconds: Seconds, robust: dict[str, list[float]]) -> dict[str, Any]:
     """ratio: theirs over ours, round by round."""
     ours, theirs = (np.array(seconds[name]) for name in (match.ours, match.theirs))
     times = {"ours": quartiles(ours), "theirs": quartiles(theirs), "ratio": quartiles(theirs / ours)}
     rates = {"ours": float(np.median(robust[match.ours])), "theirs": float(np.median(robust[match.theirs]))}
     return {"attack": match.attack, "peer": match.peer, "numerics": match.numerics, **times, "robust": rates}
-
-
-def quartiles(values: Any) -> dict[str, float]:
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return {"median": middle, "q25": low, "q75": high}
 
 
 def _matches() -> list[Match]:
@@ -157,7 +127,7 @@ def _autoattack(job: Job, same: bool) -> float:
     from pyautoattack import AutoAttack
 
     network, images = job.loaded.network, job.images
-    x, y = to_float(images.images).to(network.mean), images.labels.to(network.mean.device)
+    x, y = to_float(images.images[:]).to(network.mean), images.labels.to(network.mean.device)
     with _prepared(job, same):
         norm = {"linf": "Linf", "l2": "L2"}[job.threat.norm]
         attack = AutoAttack(network, norm=norm, eps=job.threat.eps, version="standard", seed=job.seed, device=x.device)
@@ -184,7 +154,7 @@ def _accuracy(job: Job, x_adv: Tensor, y: Tensor) -> float:
 def _pgd(job: Job, same: bool) -> float:
     """Ours: what is wrong already is not attacked and what breaks leaves, but for `same`."""
     network, threat = job.loaded.network, job.threat
-    x, y = to_float(job.images.images).to(network.mean), job.images.labels.to(network.mean.device)
+    x, y = to_float(job.images.images[:]).to(network.mean), job.images.labels.to(network.mean.device)
     attack = Pgd(threat, attack_loss("ce"), steps=_STEPS, step_size=threat.eps / 4, early=not same)
     with frozen(network):
         judge = Judge(network, chunk=job.chunk)
@@ -196,7 +166,7 @@ def _pgd(job: Job, same: bool) -> float:
 
 def _peer(job: Job, attack: Callable[[Job, Tensor, Tensor], Tensor], same: bool) -> float:
     network = job.loaded.network
-    x, y = to_float(job.images.images).to(network.mean), job.images.labels.to(network.mean.device)
+    x, y = to_float(job.images.images[:]).to(network.mean), job.images.labels.to(network.mean.device)
     with _prepared(job, same):
         rows = zip(torch.split(x, job.chunk), torch.split(y, job.chunk), strict=True)
         return _accuracy(job, torch.cat([attack(job, a, b) for a, b in rows]), y)

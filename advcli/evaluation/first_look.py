@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from advcli.data import Split, to_float
+from advcli.data import Split
+from advcli.data.batches import chunks
 from advcli.evaluation.job import pick
 from advcli.measures import wilson
 from advcli.models.modes import frozen
@@ -55,8 +56,7 @@ def _answers(loaded: Loaded, images: Split, norm: tuple[Tensor, Tensor] | None) 
     network = loaded.network
     own_mean, own_std = network.mean[:, None, None], network.std[:, None, None]
     found = []
-    for part in torch.split(images.images, _CHUNK):
-        x = to_float(part)
+    for x, _, _ in chunks(images, _CHUNK):
         found.append(network(x if norm is None else (x - norm[0]) / norm[1] * own_std + own_mean).argmax(1))
     return torch.cat(found)
 
@@ -66,7 +66,7 @@ def _other_normalizations(loaded: Loaded, images: Split, accuracy: float) -> lis
     channels, best = loaded.architecture.channels, ("", accuracy + _EFFECT)
     for name, (mean, std) in _KNOWN.items():
         if len(mean) in (1, channels):
-            norm = (images.images.new_tensor(part, dtype=torch.float32).expand(channels)[:, None, None] for part in (mean, std))
+            norm = (loaded.network.mean.new_tensor(part).expand(channels)[:, None, None] for part in (mean, std))
             right = float((_answers(loaded, images, (next(norm), next(norm))) == images.labels).float().mean())
             if right > best[1]:
                 text = f"--mean {_typed(mean, channels)} --std {_typed(std, channels)}"

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from advcli.attacks import Threat
 from advcli.data import Split, stratified_order
+from advcli.data.images import pieces
 from advcli.evaluation.suites import PROTOCOL
 from advcli.recipe.number import parse_number
 from advcli.runs.checkpoint import Loaded
@@ -83,7 +84,7 @@ class Job:
 def images_digest(split: Split) -> str:
     """SHA-256 of images, labels and indices."""
     content = hashlib.sha256()
-    for tensor in (split.images, split.labels, split.index):
+    for tensor in (*(split.images[piece] for piece in pieces(split.images)), split.labels, split.index):
         content.update(tensor.cpu().contiguous().numpy().tobytes())
     return content.hexdigest()
 

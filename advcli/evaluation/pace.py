@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -34,11 +33,9 @@ class Pace:
 
 
 def slots(entry: Entry, images: int, chunk: int) -> float:
-    """Passes, of idle rows too, for images that nothing breaks: the pool has a chunk of rows, and a run is in one at a time."""
+    """Passes, of idle rows too, for images that nothing breaks."""
     attack = entry.attack
-    if not images or not isinstance(attack, PooledAttack):
-        return float(images * attack.passes)
-    return chunk * math.ceil(images * attack.runs / chunk) * attack.passes / attack.runs
+    return attack.slots(images, chunk) if images and isinstance(attack, PooledAttack) else float(images * attack.passes)
 
 
 def measure(entries: Sequence[Entry], surrogate: Callable[[Entry], Surrogate], task: Task, chunk: int) -> list[float]:

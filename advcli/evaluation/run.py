@@ -47,7 +47,7 @@ class Run:
         self.images = job.images.to(device)
         self.cost, self.worked = Cost(), 0.0
         self.sources = [source.network.to(device).eval() for source in job.sources]
-        probe = to_float(pick(self.images, _PROBE, job.seed).images)
+        probe = to_float(pick(self.images, _PROBE, job.seed).images[:])
         self.traits = inspect(self.model, probe, len(job.loaded.header["classes"]), str(job.loaded.path))
         if self.traits.random and processes() > 1:
             what = "a random network draws by batch, so its verdicts would depend on the number of processes"
@@ -71,7 +71,7 @@ class Run:
         if job.search == "fp32":
             return search.Search("fp32", "fp32", {}, {})
         part = pick(self.images, _PROBE, job.seed)
-        images, labels, draws = to_float(part.images), part.labels, Draws(job.seed, part.index, "attack/probe")
+        images, labels, draws = to_float(part.images[:]), part.labels, Draws(job.seed, part.index, "attack/probe")
         with frozen(self.model):
             begun, folder = bool(self.ledger.shards()), self.ledger.directory.parent
             measured = partial(search.measure, job.search, job.loaded.network, job.head, self.judge, job.threat, images, labels, draws)
@@ -200,13 +200,14 @@ class Run:
             return Surrogate(self.sources[entry.source].trace, self.cost)
         precision = self.search.precision_of(entry)
         model, error = self.followed[precision], self.search.error(precision)
+        repeatable = not (self.traits.random or self.traits.companions)
         if entry.view is not None and isinstance(model, Network):
-            return ViewedSurrogate(model, entry.view, self.cost, error=error)
+            return ViewedSurrogate(model, entry.view, self.cost, error=error, repeatable=repeatable)
         passed = entry.surrogate == "substituted" or (entry.surrogate == "expected" and bool(self.traits.operations))
         trace = substituted(model.trace) if passed else model.trace
         if entry.surrogate == "expected":
             return ExpectedSurrogate(trace, self.cost, apart=self.traits.random == "row")
-        return Surrogate(trace, self.cost, error=error)
+        return Surrogate(trace, self.cost, error=error, repeatable=repeatable)
 
     def _passes(self) -> tuple[int, int]:
         return self.cost.forwards, self.cost.backwards
@@ -230,7 +231,8 @@ class Run:
         if short:
             what = f"verdicts of other processes are missing ({', '.join(short)})"
             raise CheckpointError(what, where=str(folder), next="all machines must write into one folder: --out on a disk that they share")
-        whole["clean"] = split.images.cpu().numpy()[np.isin(whole["index"], whole["adversarial_index"])]
+        found = torch.from_numpy(np.isin(whole["index"], whole["adversarial_index"]))
+        whole["clean"] = split.images[found.to(split.images.device)].cpu().numpy()
         head = receipt.header(self.job, self.identity, self.traits, self.search, self.entries, self.judge.bound)
         self.ledger.finish(whole, head)
         timing = {"seconds": round(seconds, 3), "device": str(self.device), "threads": torch.get_num_threads(), "processes": processes()}

@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 def columns(trace: Callable[[Tensor], ModelOutput], threat: Threat, images: Split, seed: int) -> Arrays:
     """Of every probe a column (n,) int8 for a ledger: weak + 2 * strong of the images in a seeded sample, -1 for the others."""
     part = pick(images, SAMPLE, seed)
-    sample = Sample(to_float(part.images), part.labels, Draws(seed, part.index, "signs"))
+    sample = Sample(to_float(part.images[:]), part.labels, Draws(seed, part.index, "signs"))
     pairs = measure(trace, threat, sample, int(images.labels.bincount().argmax()), Cost())
     place = torch.isin(images.index, part.index).cpu().numpy()
     found = {name: np.full(len(images), -1, np.int8) for name in pairs}

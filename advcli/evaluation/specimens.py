@@ -185,7 +185,7 @@ def _specimens(loaded: Loaded, request: Request, opened: dict[str, Split], devic
     part = pick(_of_class(opened[key], loaded.header["classes"], request.only), request.n, request.seed)
     chunk = default_chunk(loaded, len(part), device)
     loaded.network.to(device)
-    adversarial, names = to_float(part.images), [""] * len(part)
+    adversarial, names = to_float(part.images[:]), [""] * len(part)
     if request.attack != CRAFTED:
         names = _from_ledger(loaded, opened[key], part, radius, request.attack, adversarial)
     rest = torch.tensor([row for row, name in enumerate(names) if not name], dtype=torch.int64)
@@ -193,7 +193,7 @@ def _specimens(loaded: Loaded, request: Request, opened: dict[str, Split], devic
     if len(rest):
         adversarial[rest] = _craft(loaded.network, part.take(rest), radius, request.seed, chunk, weight, device)
     attacks = tuple(name or (f"{CRAFTED}-joint" if weight else CRAFTED) for name in names)
-    arrays = (to_float(part.images).numpy(), adversarial.numpy(), part.labels.numpy(), part.index.numpy())
+    arrays = (to_float(part.images[:]).numpy(), adversarial.numpy(), part.labels.numpy(), part.index.numpy())
     return Specimens(loaded, *arrays, attacks, radius, eps, chunk, device)
 
 
@@ -257,7 +257,7 @@ def _craft(network: Network, part: Split, radius: Threat, seed: int, chunk: int,
                 Surrogate(network.trace),
                 attack_loss("ce", weight),
                 radius,
-                to_float(some.images),
+                to_float(some.images[:]),
                 some.labels,
                 draws,
                 {},

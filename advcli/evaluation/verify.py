@@ -232,7 +232,7 @@ def export_robustbench(evidence: Evidence, directory: Path) -> None:
     if not atomic.is_free(directory):
         raise UsageError("the directory is not empty, and nothing is overwritten", where=str(directory))
     directory.mkdir(parents=True, exist_ok=True)
-    images, ledger, header = to_float(evidence.images.images), evidence.ledger, evidence.header
+    images, ledger, header = to_float(evidence.images.images[:]), evidence.ledger, evidence.header
     images[torch.from_numpy(np.searchsorted(ledger["index"], ledger["adversarial_index"]))] = torch.from_numpy(ledger["adversarial"])
     torch.save(images, directory / "adversarial.pt")
     report = summarise(ledger, header)

@@ -21,13 +21,17 @@ def others(labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     does). exists is False, and the partner the example itself, where the batch has but one class.
     """
     first, second = (whole(draws.sub(name).uniform(()).view(-1)) for name in ("class", "example"))
-    classes, of = torch.unique(labels, return_inverse=True)
-    count = torch.bincount(of, minlength=len(classes))
-    order = of.argsort(stable=True)  # examples by class
+    order = labels.argsort(stable=True)  # examples by class
+    ranked = labels[order]
+    begins = torch.cat([torch.ones_like(ranked[:1]), (ranked[1:] != ranked[:-1]).long()])
+    number = begins.cumsum(0) - 1  # the class of each place in that order, counted among those that occur: no unique, which syncs
+    of = torch.empty_like(labels).scatter_(0, order, number)
+    classes = begins.sum()
+    count = torch.zeros_like(labels).index_add_(0, of, torch.ones_like(labels))
     start = count.cumsum(0) - count
-    if len(classes) == 1:
-        return torch.arange(len(labels), device=labels.device), torch.zeros_like(labels, dtype=torch.bool)
-    step = 1 + (first * (len(classes) - 1)).long().clamp_max(len(classes) - 2)
-    chosen = (of + step) % len(classes)
+    step = 1 + (first * (classes - 1)).long().minimum((classes - 2).clamp_min(0))
+    chosen = (of + step) % classes
     place = (second * count[chosen]).long().minimum(count[chosen] - 1)
-    return order[start[chosen] + place], torch.ones_like(labels, dtype=torch.bool)
+    several = classes > 1
+    alone = torch.arange(len(labels), device=labels.device)
+    return torch.where(several, order[start[chosen] + place], alone), several.expand(len(labels))

@@ -18,7 +18,6 @@ from advcli.measures import wilson
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
-_AS = {"as shipped": "shipped", "same numerics": "same"}
 _KIND = {
     "trustworthy": "worst case",
     "upper bound": "worst case of these attacks alone: an upper bound",
@@ -165,27 +164,6 @@ def show_matrix(report: Mapping[str, Any]) -> None:
     OUT.print(f"stands best: {literal(rows[best]['target'])}", soft_wrap=True)
     bounds = literal(interval(lowest[best], n))
     OUT.print(f"[bold]robust {percent(lowest[best])} %[/bold] {bounds} by its worst source: an upper bound")
-
-
-def show_bench(result: Mapping[str, Any]) -> None:
-    """A row for each peer and numerics; ratios are theirs over ours, medians of rounds with their quartiles."""
-    OUT.print(literal(str(result["checkpoint"])), soft_wrap=True)
-    machine, threat = result["hardware"], result["threat"]
-    what = f"{threat['norm']} eps {threat['eps']}, n = {result['n']}, {result['rounds']} rounds"
-    OUT.print(literal(f"{what}, {machine['name']}, {machine['threads']} threads"), soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    for name in ("attack", "beside", "as", "ours s", "theirs s", "ratio", "robust %"):
-        table.add_column(name, justify="left" if name in ("attack", "beside", "as") else "right", no_wrap=True)
-    for row in result["rows"]:
-        ratio, robust = row["ratio"], row["robust"]
-        times = (f"{row[side]['median']:.3g}" for side in ("ours", "theirs"))
-        spread = f"{ratio['median']:.2f} [{ratio['q25']:.2f}, {ratio['q75']:.2f}]"
-        rates = f"{percent(robust['ours'])}/{percent(robust['theirs'])}"
-        table.add_row(row["attack"], row["peer"], _AS[row["numerics"]], *times, literal(spread), rates)
-    OUT.print(table)
-    OUT.print("versions " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()), soft_wrap=True)
-    for peer in result["missing"]:
-        OUT.print(f"note {peer} is not installed: pip install {peer} adds its rows")
 
 
 def show_verification(result: Mapping[str, Any], folder: str) -> None:

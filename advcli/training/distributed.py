@@ -139,9 +139,9 @@ class StopVote:
         self.ballot = torch.zeros(1, device=device)
         self._before: tuple[Tensor, torch.cuda.Event] | None = None
 
-    def cast(self) -> Tensor:
-        """(1,): this process's vote, to be averaged in place over all."""
-        return self.ballot.fill_(float(self.wanted()))
+    def cast(self) -> list[Tensor]:
+        """This process's vote (1,), to be averaged in place over all; one process alone has nobody to tell."""
+        return [self.ballot.fill_(float(self.wanted()))] if processes() > 1 else []
 
     def passed(self) -> bool:
         """To be asked once after each averaging."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from advcli.attacks import Threat
-from advcli.data import Moment, batches
+from advcli.data import Batch, Moment, batches
 from advcli.errors import InterruptedRunError, NonFiniteError
 from advcli.gates.whole import processes
 from advcli.models import Network
@@ -101,21 +102,26 @@ class _Run:
             augmentations=recipe.data.augment,
             part=(distributed.rank(), processes()),
         )
-        for batch in stream:
-            step = c.epoch * parts.steps_per_epoch + c.step_in_epoch
-            rate = float(recipe.optim.lr) * schedule.factor(recipe.schedule, step, parts.steps_per_epoch)
-            for group in parts.optimizer.param_groups:
-                group["lr"] = rate
-            moment = Moment(recipe.seed, c.epoch, step, step / (recipe.schedule.epochs * parts.steps_per_epoch))
-            self._account(step, self.step(batch, moment, [self.vote.cast()]))
-            if self.average is not None and recipe.train.ema is not None:
-                ema.update(self.average, parts.model, float(recipe.train.ema))
-            c.step_in_epoch += 1
-            self.watcher.stepped(step + 1, recipe.train.batch_size)
-            if self.vote.passed():
-                self._leave()
-            if time.monotonic() - self.saved_at >= recipe.train.save_every:
-                self._save()
+        with closing(stream):
+            for batch in stream:
+                self._take_step(batch)
+
+    def _take_step(self, batch: Batch) -> None:
+        recipe, parts, c = self.recipe, self.parts, self.counters
+        step = c.epoch * parts.steps_per_epoch + c.step_in_epoch
+        rate = float(recipe.optim.lr) * schedule.factor(recipe.schedule, step, parts.steps_per_epoch)
+        for group in parts.optimizer.param_groups:
+            group["lr"] = rate
+        moment = Moment(recipe.seed, c.epoch, step, step / (recipe.schedule.epochs * parts.steps_per_epoch))
+        self._account(step, self.step(batch, moment, self.vote.cast()))
+        if self.average is not None and recipe.train.ema is not None:
+            ema.update(self.average, parts.model, float(recipe.train.ema))
+        c.step_in_epoch += 1
+        self.watcher.stepped(step + 1, recipe.train.batch_size)
+        if self.vote.passed():
+            self._leave()
+        if time.monotonic() - self.saved_at >= recipe.train.save_every:
+            self._save()
 
     def _account(self, step: int, scalars: dict[str, Tensor]) -> None:
         """Add a step's scalars to the epoch's sums on the device; remember the first step whose loss was no number."""

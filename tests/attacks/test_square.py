@@ -14,6 +14,7 @@ from advcli.attacks import Cost, Judge, Pgd, Square, Surrogate, Threat
 from advcli.attacks.losses import attack_loss, margin
 from advcli.attacks.pool import Task, stream
 from advcli.attacks.square import _pattern, _placed_patterns, _window, propose_l2, propose_linf
+from advcli.attacks.surrogate import Condition
 from advcli.draws import Draws
 from advcli.models import ModelOutput
 
@@ -158,7 +159,7 @@ def test_margins_never_fall_and_proposals_start_from_the_best(norm: str) -> None
 @each_norm
 @pytest.mark.parametrize("queries", [0, 1, 49, 50, 120])
 def test_queries_are_counted_exactly(norm: str, queries: int) -> None:
-    """The start, the proposals and the judge's look; what is queried after that, until the unit ends, counts for nobody."""
+    """The start, the proposals and the judge's look, and no more is asked."""
     attack, model, cost = Square(THREATS[norm], queries=queries), Steep(), Cost()
     job, _, _ = task(4)
     judge = Judge(Steep(), chunk=4, bound=-torch.inf)
@@ -166,27 +167,102 @@ def test_queries_are_counted_exactly(norm: str, queries: int) -> None:
     assert a.forwards.tolist() == [queries + 2] * 4 == [attack.passes] * 4
     assert not a.backwards.any()
     assert cost.backwards == 0
-    assert cost.forwards == 4 * 50 * math.ceil((queries + 1) / 50)
-    shown = torch.stack([margin(Steep()(x), job.labels) for x in model.shown[: queries + 1]])
-    torch.testing.assert_close(a.found.margins, shown.max(0).values, rtol=0, atol=1e-5)  # queries beyond were not used
+    assert cost.forwards == 4 * (queries + 1)
+    shown = torch.stack([margin(Steep()(x), job.labels) for x in model.shown])
+    torch.testing.assert_close(a.found.margins, shown.max(0).values, rtol=0, atol=1e-5)
 
 
 @each_norm
 def test_every_example_has_squares_of_its_own(norm: str) -> None:
     """All differ where images are the same; and companions and their order change none."""
     attack, x, shown = Square(THREATS[norm], queries=40), torch.full((10, 1, SIDE, SIDE), 0.5), {}
-    for order in (torch.arange(10), torch.arange(9, -1, -1), torch.tensor([4, 7])):
+    for order in (torch.arange(10), torch.arange(9, -1, -1), torch.cat([torch.tensor([4, 7]), torch.arange(10, 18)])):
         model, y = Steep(), torch.zeros(len(order), dtype=torch.int64)
         job = Task(lambda pick: x[: len(pick)], y, Draws(1, order, "square"), {})
         list(stream(attack, Surrogate(model.trace), Judge(Steep(), chunk=10, bound=-torch.inf), job))
         for row, name in enumerate(order.tolist()):
-            path = torch.stack([batch[row] for batch in model.shown[:41]])
+            path = torch.stack([batch[row] for batch in model.shown])
             assert torch.equal(shown.setdefault(name, path), path)
     paths = torch.stack(list(shown.values()))
     for i in range(10):
         for j in range(i):
             assert not torch.equal(paths[i, 0], paths[j, 0])
             assert not torch.equal(paths[i, 5], paths[j, 5])
+
+
+# Rows that look ahead.
+
+CHUNK, QUERIES = 8, 130
+
+
+class Shifted(Surrogate):
+    """Logits moved by the row's own condition `shift` (N, 3), so that a look that is told another row's goes another way."""
+
+    def __call__(self, x: Tensor, condition: Condition) -> ModelOutput:
+        output = super().__call__(x, condition)
+        return output._replace(logits=output.logits + condition["shift"])
+
+
+class Gullible(Judge):
+    """Believes every search."""
+
+    def margins(self, x: Tensor, y: Tensor) -> Tensor:
+        return x.new_full((len(x),), torch.inf)
+
+
+def shifted(rows: Tensor) -> Task:
+    return task(30, rows)[0]._replace(condition={"shift": 0.2 * torch.randn(30, 3, generator=torch.Generator().manual_seed(6))[rows]})
+
+
+def one_by_one(threat: Threat, rows: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Of CHUNK examples the best points, and the queries that reached threshold, QUERIES + 1 for none: written down query after query."""
+    attack, job, surrogate = Square(threat, queries=QUERIES), shifted(rows), Shifted(Steep().trace)
+    x, y = job.images(torch.arange(CHUNK)), job.labels
+    best = attack.begin(x, y, job.draws, {}, torch.zeros_like(y))["x_adv"]
+    highest, end = torch.full((CHUNK,), -torch.inf), torch.full((CHUNK,), QUERIES + 1)
+    for query in range(QUERIES + 1):
+        random = job.draws.sub("squares").at(query // 50).uniform((50, 6))[:, query % 50]
+        size = attack._sizes(torch.tensor([query - 1]), SIDE).expand(CHUNK)
+        candidate = PROPOSE[threat.norm](threat, x, best, size, random) if query else best
+        now = margin(surrogate(candidate, job.condition).logits, y)
+        better = (now > highest) & (end > QUERIES)
+        best = torch.where(better[:, None, None, None], candidate, best)
+        highest = torch.where(better, now, highest)
+        end = torch.where(better & (now >= threshold), query, end)
+    return best, end
+
+
+@pytest.mark.parametrize("threshold", [torch.inf, 0.0], ids=["unbroken", "breaking"])
+@each_norm
+def test_looking_ahead_goes_the_way_of_one_query_after_another(norm: str, threshold: float) -> None:
+    """Every example's point, the query that broke it and what it cost, however many rows look for it; looks thrown away are apart."""
+    parts = [one_by_one(THREATS[norm], part, threshold) for part in torch.arange(2 * CHUNK).split(CHUNK)]
+    points, ends = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    assert bool((ends <= QUERIES).any()) == (threshold == 0)
+    for n in (1, 2, 3, 5, 7, 8, 11):
+        rows = torch.arange(2 * CHUNK)[-n:]
+        cost, judge = Cost(), Gullible(Steep(), chunk=CHUNK, bound=-threshold)
+        attempts = list(stream(Square(THREATS[norm], queries=QUERIES), Shifted(Steep().trace, cost), judge, shifted(rows)))
+        for a in attempts:
+            mine = rows[a.positions]
+            assert torch.equal(a.found.x_adv, points[mine])
+            assert torch.equal(a.found.steps, ends[mine])
+            assert torch.equal(a.forwards - a.judged, ends[mine].clamp_max(QUERIES) + 1)
+        useful, wasted = sum(int((a.forwards - a.judged).sum()) for a in attempts), sum(int(a.wasted.sum()) for a in attempts)
+        assert useful + wasted <= cost.forwards
+        if threshold == torch.inf:
+            assert (wasted > 0) == (n % CHUNK > 0)
+            assert cost.forwards <= useful + wasted + 3 * CHUNK  # no row idles, but for the last queries
+
+
+@each_norm
+def test_what_is_not_repeatable_is_never_asked_ahead(norm: str) -> None:
+    cost = Cost()
+    attack, judge = Square(THREATS[norm], queries=QUERIES), Judge(Steep(), chunk=CHUNK, bound=-torch.inf)
+    (a,) = stream(attack, Surrogate(Steep().trace, cost, repeatable=False), judge, task(2)[0])
+    assert cost.forwards == CHUNK * (QUERIES + 1)
+    assert a.forwards.tolist() == [attack.passes] * 2
+    assert not a.wasted.any()
 
 
 @each_norm

@@ -22,7 +22,7 @@ from advcli.cli.app import app
 from advcli.recipe import names, parse
 
 RECIPES = ["recipe", "recipe list", "recipe show", "recipe copy", "recipe validate", "recipe schema"]
-COMMANDS = ["pretrain", "adv-train", "finetune", "attack", "deploy-ra", "convert", "compare", "report", "card", *RECIPES]
+COMMANDS = ["pretrain", "adv-train", "finetune", "attack", "deploy-ra", "convert", "compare", "report", "card", "bench", "doctor", *RECIPES]
 
 
 @pytest.fixture(autouse=True)
@@ -211,6 +211,7 @@ def test_training_ends_with_the_checkpoint_and_the_next_command(tiny_overrides: 
         "last.safetensors",
         "metrics.jsonl",
         "model.safetensors",
+        "probe.json",
         "recipe.yaml",
         "state.safetensors",
         "timing.jsonl",

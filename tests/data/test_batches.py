@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 from advcli.data import Batch, Split, batches, epoch_order, to_float
 from advcli.data.augment import augment
 from advcli.data.batches import chunks, steps_per_epoch
+from advcli.data.images import HostImages, mapped
 
 
 def split_of(n: int) -> Split:
@@ -88,3 +93,88 @@ def test_chunks_are_the_whole_split_in_its_order(n: int, size: int, lengths: lis
     if n:
         whole = Batch(*map(torch.cat, zip(*pieces, strict=True)))
         assert same(whole, Batch(to_float(split.images), split.labels, split.index))
+
+
+# Streamed from the host.
+
+CPU = torch.device("cpu")
+
+
+def random_split(n: int) -> Split:
+    images = torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    return Split(images, torch.arange(n) % 7, torch.arange(n) * 3 + 1)
+
+
+def on_disk(split: Split, path: Path) -> Split:
+    np.save(path, split.images[:].numpy())
+    return Split(mapped(np.lib.format.open_memmap(path, mode="r")), split.labels, split.index)
+
+
+@pytest.mark.parametrize("first", [0, 1, 5])
+@pytest.mark.parametrize("augmentations", [(), ("crop", "flip")])
+@pytest.mark.parametrize(("n", "size"), [(61, 10), (60, 10), (7, 10)])
+def test_streamed_batches_have_the_bytes_of_resident_ones(
+    n: int, size: int, augmentations: tuple[str, ...], first: int, tmp_path: Path
+) -> None:
+    """Out of memory or a mapped file, of a part of the split too, through several epochs, and continued in mid-epoch."""
+    whole = random_split(n)
+    part = torch.randperm(n, generator=torch.Generator().manual_seed(1))[: max(1, n - 3)]
+    for resident, streamed in (
+        (whole, whole.to(CPU, budget=0)),
+        (whole, on_disk(whole, tmp_path / "x.npy").to(CPU)),
+        (whole.take(part), on_disk(whole, tmp_path / "y.npy").take(part).to(CPU, budget=0)),
+    ):
+        assert isinstance(streamed.images, HostImages)
+        for epoch in range(3):
+            pairs = [
+                batches(split, batch_size=size, seed=5, epoch=epoch, first=first, augmentations=augmentations)
+                for split in (resident, streamed)
+            ]
+            assert all(same(a, b) for a, b in zip(*pairs, strict=True))
+        assert all(same(a, b) for a, b in zip(chunks(resident, size), chunks(streamed, size), strict=True))
+
+
+def waiting() -> int:
+    return sum(thread.name.startswith("next-batch") for thread in threading.enumerate())
+
+
+def test_only_what_is_streamed_takes_a_thread_and_closing_ends_it() -> None:
+    for budget, expected in ((10**9, 0), (0, 1)):
+        stream = batches(random_split(50).to(CPU, budget), batch_size=5, seed=0, epoch=0)
+        next(stream)
+        assert waiting() == expected
+        stream.close()
+        assert waiting() == 0
+
+
+def test_an_error_of_the_disk_comes_up_in_the_loop() -> None:
+    class Broken(np.ndarray):  # type: ignore[type-arg]
+        def take(self, *_: object, **__: object) -> None:
+            raise OSError("input/output error")
+
+    split = random_split(20)
+    broken = Split(mapped(split.images.numpy().view(Broken)), split.labels, split.index)
+    with pytest.raises(OSError, match="input/output error"):
+        list(batches(broken, batch_size=5, seed=0, epoch=0))
+    assert waiting() == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_cuda_device_streamed_batches_have_the_bytes_of_resident_ones() -> None:
+    cuda, split = torch.device("cuda:0"), random_split(2000)
+    pairs = [batches(split.to(cuda, budget), batch_size=64, seed=5, epoch=1, augmentations=("crop", "flip")) for budget in (0, 10**9)]
+    assert all(same(a, b) for a, b in zip(*pairs, strict=True))
+
+
+def test_parts_of_each_batch_are_disjoint_equal_and_in_order() -> None:
+    """Whatever their number, together they are the batch of one process, augmented alike."""
+
+    def epoch(part: tuple[int, int] = (0, 1)) -> list[Batch]:
+        return list(batches(split_of(50), batch_size=12, seed=0, epoch=1, first=1, augmentations=("crop",), part=part))
+
+    for several in (2, 3):
+        parts = [epoch((number, several)) for number in range(several)]
+        for step, whole in enumerate(epoch()):
+            assert [len(part[step].labels) for part in parts] == [12 // several] * several
+            for column, joined in enumerate(whole):
+                assert torch.equal(torch.cat([part[step][column] for part in parts]), joined)

@@ -1,59 +1,23 @@
-"""Folders of images: what is decoded, what is refused, and the cache that never lies."""
+"""Folders of images: what is decoded and what is refused."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from trees import caches, channels_first, colour_tree, pixels, read, write
 
-from advcli.data import folder, load, load_test
+from advcli.data import load
 from advcli.errors import DataError
 from advcli.recipe.schema import Data
-
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-
-
-def pixels(seed: int, shape: tuple[int, ...] = (6, 5, 3)) -> Pixels:
-    """(H, W) grey or (H, W, 3) colour."""
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def write(path: Path, array: Pixels, **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **options)
-    return path
-
-
-def channels_first(array: Pixels) -> Tensor:
-    return torch.tensor(array.transpose(2, 0, 1) if array.ndim == 3 else array[None])
-
-
-def read(root: Path, split: str = "train", **rest: Any) -> tuple[Tensor, list[int], tuple[str, ...]]:
-    found, classes = load_test(Data.model_validate({"name": "folder", "root": str(root), **rest}), split)
-    return found.images, found.labels.tolist(), classes
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Two classes of colour PNG files, three training images and one test image."""
-    for i, name in enumerate(("train/cat/b.png", "train/cat/a.png", "train/ant/c.PNG", "test/cat/d.png")):
-        write(tmp_path / "set" / name, pixels(i))
-    return tmp_path / "set"
-
-
-def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "_decode_all", lambda *_: pytest.fail("decoded although cached"))
-
-
-def caches(root: Path) -> list[Path]:
-    return sorted((root / ".advcli-cache").glob("*"))
+    return colour_tree(tmp_path / "set")
 
 
 def test_classes_files_and_pixels_in_sorted_order(tree: Path) -> None:
@@ -183,92 +147,3 @@ def test_an_absent_test_split_is_refused(tree: Path) -> None:
     (tree / "test" / "cat" / "d.png").unlink()
     with pytest.raises(DataError, match="no image files"):
         read(tree, "test")
-
-
-def test_the_second_reading_comes_from_the_cache(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = read(tree)
-    assert len(caches(tree)) == 1
-    no_decoding(monkeypatch)
-    second = read(tree)
-    assert torch.equal(first[0], second[0])
-    assert first[1:] == second[1:]
-
-
-@pytest.mark.parametrize("change", ["pixels", "time", "added", "removed", "renamed", "size"])
-def test_any_change_is_decoded_anew(change: str, tree: Path) -> None:
-    read(tree)
-    victim, options = tree / "train" / "cat" / "b.png", {}
-    match change:
-        case "pixels":
-            write(victim, pixels(77))
-        case "time":  # one nanosecond later is enough
-            status = victim.stat()
-            victim.write_bytes(victim.read_bytes())
-            os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-        case "added":
-            write(tree / "train" / "cat" / "z.png", pixels(78))
-        case "removed":
-            victim.unlink()
-        case "renamed":
-            victim.rename(victim.with_name("0.png"))
-        case "size":
-            options = {"size": 4}
-    images, labels, _ = read(tree, **options)
-    files = [path for name in ("ant", "cat") for path in folder.image_files(tree / "train" / name)]
-    assert len(labels) == len(files)
-    if change == "size":
-        assert images.shape[-2:] == (4, 4)
-    else:
-        assert torch.equal(images, torch.stack([channels_first(np.asarray(Image.open(path))) for path in files]))
-    assert len(caches(tree)) == 2
-
-
-def test_the_splits_have_caches_of_their_own(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, test = read(tree), read(tree, "test")
-    no_decoding(monkeypatch)
-    assert torch.equal(read(tree)[0], train[0])
-    assert torch.equal(read(tree, "test")[0], test[0])
-
-
-@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "without images"])
-def test_a_damaged_cache_is_made_anew(damage: str, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = read(tree)
-    (cache,) = caches(tree)
-    whole = cache.read_bytes()
-    other = folder.save({"other": torch.zeros(1)})
-    cache.write_bytes({"empty": b"", "truncated": whole[:-7], "garbage": b"\xff" * 40, "without images": other}[damage])
-    assert torch.equal(read(tree)[0], first[0])
-    assert cache.read_bytes() == whole, "whole again, and used again"
-    no_decoding(monkeypatch)
-    assert torch.equal(read(tree)[0], first[0])
-
-
-def test_a_folder_that_cannot_be_written_is_cached_elsewhere(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
-    monkeypatch.setattr(os, "access", lambda *_, **__: False)
-    first = read(tree)
-    assert not (tree / ".advcli-cache").exists()
-    no_decoding(monkeypatch)
-    assert torch.equal(read(tree)[0], first[0])
-
-
-def test_two_folders_never_share_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unwritable folders whose files agree in name, length and time, as uncompressed images out of an archive do, and not in pixels."""
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(os, "access", lambda *_, **__: False)
-    for seed, name in enumerate(("one", "two")):
-        os.utime(write(tmp_path / name / "train" / "a" / "x.bmp", pixels(seed)), ns=(0, 0))
-    assert torch.equal(read(tmp_path / "one")[0][0], channels_first(pixels(0)))
-    assert torch.equal(read(tmp_path / "two")[0][0], channels_first(pixels(1)))
-
-
-def test_a_full_disk_costs_the_cache_and_not_the_run(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    assert len(read(tree)[0]) == 3
-    assert caches(tree) == []

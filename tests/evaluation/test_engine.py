@@ -17,10 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from advcli.attacks import Found, Threat
+from advcli.attacks import Found, Surrogate, Threat
+from advcli.attacks.pool import PooledAttack, stream
 from advcli.data import Split, load_test, to_float
 from advcli.errors import AdvcliError, CheckpointError, InterruptedRunError, ResumeError, UsageError
 from advcli.evaluation import engine, suites
+from advcli.evaluation import run as running
 from advcli.evaluation.engine import evaluate
 from advcli.evaluation.job import Job, pick
 from advcli.evaluation.session import Options, run
@@ -517,3 +519,21 @@ def test_a_random_network_is_attacked_alike_whatever_was_drawn_before(checkpoint
     assert any((tables[0][f"steps.{name}"] >= 0).any() for name in ("fgsm", "pgd-20", "cw-30"))
     for name, column in tables[0].items():
         np.testing.assert_array_equal(column, tables[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize(("lie", "repeatable"), [("", True), ("random noise", False), ("batch norm in train mode", False)])
+def test_searches_know_whether_a_network_is_repeatable(
+    checkpoint: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str, repeatable: bool
+) -> None:
+    told = []
+
+    def spy(attack: PooledAttack, surrogate: Surrogate, *rest: Any) -> Any:
+        told.append(surrogate.repeatable)
+        return stream(attack, surrogate, *rest)
+
+    monkeypatch.setattr(running, "stream", spy)
+    network = lies.tell(load_network(checkpoint), lie) if lie else load_network(checkpoint)
+    images = pick(load_test(Data(name="digits"), "test")[0], 4, 0)
+    job = Job(network, images, Threat("linf", 0.15), "0.15", "quick", "native", 0, 4, {"name": "digits"})
+    evaluate(job, tmp_path / "e", silent, device=torch.device("cpu"), resume=False)
+    assert told == [repeatable] * 3

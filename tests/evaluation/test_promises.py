@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from advcli.attacks import Threat
+from advcli.attacks import Square, Surrogate, Threat
 from advcli.attacks.turns import Turns
 from advcli.data import Split, load_test
 from advcli.errors import InterruptedRunError, UsageError
@@ -112,6 +112,27 @@ def test_runs_at_once_leave_the_receipts_of_runs_one_after_another(path: Path, s
         arrays, _ = result(job(path, images(14), chunk=16), tmp_path / "one", silent)
     result(job(path, images(14), chunk=16), tmp_path / "many", silent)
     assert (arrays["run.apgd-t"] > 0).any()
+    assert receipts(tmp_path / "one") == receipts(tmp_path / "many")
+
+
+@pytest.mark.usefixtures("short")
+def test_looking_ahead_leaves_the_receipts_of_one_query_after_another(path: Path, silent: Any, tmp_path: Path) -> None:
+    """Few images in many rows: Square's queries go several at once, but for a surrogate that says that it is not repeatable."""
+    asked: list[int] = []
+    advance = Square.advance
+
+    def alone(attack: Square, surrogate: Surrogate, *rest: Any) -> None:
+        surrogate.repeatable = False
+        before = surrogate.cost.forwards
+        advance(attack, surrogate, *rest)
+        asked.append(surrogate.cost.forwards - before)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Square, "advance", alone)
+        arrays, _ = result(job(path, images(14), chunk=16), tmp_path / "one", silent)
+    assert is_robust(arrays).any()
+    assert sum(asked) > 16 * 100
+    result(job(path, images(14), chunk=16), tmp_path / "many", silent)
     assert receipts(tmp_path / "one") == receipts(tmp_path / "many")
 
 

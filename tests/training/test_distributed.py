@@ -133,8 +133,7 @@ def mixed() -> dict[str, Any]:
     order: list[int] = []
     vote = distributed.StopVote(lambda: rank == 1 and len(order) == 1, CPU)
     for _ in range(3):
-        ballot = vote.cast()
-        average_([ballot])
+        average_(vote.cast())
         order.append(int(vote.passed()))
     same, other = nn.Linear(2, 2), nn.Linear(2, 2)
     nn.init.ones_(same.weight), nn.init.ones_(same.bias), nn.init.constant_(other.weight, rank)

@@ -8,19 +8,23 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from advcli.cli.app import app
+from advcli.data import DataSet, load
+from advcli.data.images import HostImages
 from advcli.errors import AdvcliError, CheckpointError, InterruptedRunError, ResourceError
 from advcli.recipe import Recipe
 from advcli.runs import atomic, container, log
-from advcli.training import loop, session
+from advcli.training import loop, session, setup
 from advcli.training.step import Step
 
 PROMISED = ("model.safetensors", "last.safetensors", "metrics.jsonl", "recipe.yaml")
@@ -436,3 +440,60 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, tiny: Calla
     run(recipe, out, silent)
     run(recipe, tmp_path / "whole", silent)
     assert promised(out) == promised(tmp_path / "whole")
+
+
+# Images that stay on the host.
+
+
+@pytest.fixture
+def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data set as if it were too large for the device."""
+    monkeypatch.setattr(setup, "load_data", lambda *arguments: on_host(load(*arguments)))
+
+
+def on_host(data: DataSet) -> DataSet:
+    train, validation = (part.to(torch.device("cpu"), budget=0) for part in (data.train, data.validation))
+    return DataSet(train, validation, data.classes)
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("next-batch") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_streamed_stopped_and_resumed_it_trains_the_bytes_of_resident_images(
+    tmp_path: Path, tiny: Callable[..., Recipe], silent: Any, step: int, request: pytest.FixtureRequest
+) -> None:
+    recipe = tiny("train.save_every=3600")
+    run(recipe, tmp_path / "resident", silent)
+    request.getfixturevalue("streamed")
+    seen = []
+
+    class Watching(SignalsAt):
+        def stepped(self, step: int, images: int) -> None:
+            seen.append(threads())
+            super().stepped(step, images)
+
+    with pytest.raises(InterruptedRunError):
+        run(recipe, tmp_path / "cut", Watching(step, signal.SIGTERM))
+    assert seen == [1] * step, "the next batch is made in a thread"
+    assert threads() == 0
+    run(recipe, tmp_path / "cut", silent)
+    assert promised(tmp_path / "cut") == promised(tmp_path / "resident")
+
+
+@pytest.mark.usefixtures("streamed")
+def test_a_disk_that_fails_in_mid_epoch_ends_the_run_with_its_error(
+    tmp_path: Path, tiny: Callable[..., Recipe], silent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, calls = HostImages.__getitem__, iter(range(99))
+
+    def failing(self: HostImages, pick: Any) -> Any:
+        if next(calls) == 2:
+            raise OSError(5, "Input/output error")
+        return read(self, pick)
+
+    monkeypatch.setattr(HostImages, "__getitem__", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        run(tiny(), tmp_path / "run", silent)
+    assert threads() == 0

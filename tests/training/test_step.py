@@ -127,6 +127,41 @@ def test_craft_score_step_then_state() -> None:
     torch.testing.assert_close(after, before - 0.1 * model.linear.weight.grad, rtol=0, atol=1e-7)
 
 
+@each_objective
+def test_crafting_on_the_copy_is_crafting_on_the_network(name: str) -> None:
+    """In float64, for every step: the copy has the weights, statistics and state of the present step and not of an earlier one."""
+    model, batch = network().double(), example()
+    batch = batch._replace(images=batch.images.double())
+    made = objective(name, model).double()
+    step, seen = Step(model, made, torch.optim.SGD(model.parameters(), lr=0.5)), []
+    real = made.craft
+
+    def craft(attacked: Network, *rest: Any) -> Any:
+        seen.append((real(attacked, *rest).x_adv, real(model, *rest).x_adv, attacked is model))
+        return real(attacked, *rest)
+
+    made.craft = craft  # type: ignore[method-assign]
+    for number in range(3):
+        step(batch, Moment(0, 0, number, 0.0))
+    for near, exact, same in seen:
+        torch.testing.assert_close(near, exact, rtol=0, atol=1e-9)
+        assert same == (name == "standard")
+    if name != "standard":
+        assert not torch.equal(seen[0][1], seen[2][1])
+
+
+def test_crafting_in_train_mode_is_on_the_network_itself() -> None:
+    """And moves its statistics once a crafting step, and once in scoring."""
+    recipe = {"name": "t", "data": {"name": "digits"}, "threat": {"eps": 0.1}, "model": {"arch": "small-cnn"}, "optim": {"lr": 0.1}}
+    recipe |= {"objective": {"name": "pgd-at"}, "schedule": {"epochs": 1}, "craft": {"steps": 2, "batch_norm": "train"}}
+    made, model = build_objective(Recipe.model_validate(recipe)), network()
+    step = Step(model, made, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert step.networks == [model]
+    step(example(), Moment(0, 0, 0, 0.0))
+    counts = {int(value) for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
+    assert counts == {3}
+
+
 def test_old_gradients_do_not_count() -> None:
     """A gradient that lies around before the step is thrown away."""
     clean, dirty = network(), network()

@@ -1,0 +1,165 @@
+"""`bench` and `doctor` at the command line: what goes together, and screens of 80 columns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from advcli.cli.app import app
+from advcli.report import terminal
+from advcli.training import throughput
+
+QUICK = ("--rounds", "1", "--seconds", "0", "--device", "cpu", "--quiet")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("ADVCLI_DATA", str(tmp_path / "no data"))
+    monkeypatch.setattr(throughput, "peak", lambda device, precision: 1e10)
+
+
+def advcli_(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def refused(code: int, *arguments: object) -> str:
+    done = advcli_(*arguments)
+    assert done.exit_code == code, done.output
+    assert done.stdout == ""
+    return " ".join(" ".join(line.strip("│╭╮╰╯─ ") for line in done.stderr.splitlines()).split())
+
+
+def shown(*arguments: object) -> list[str]:
+    """The lines of a screen, none wider than 80 columns."""
+    done = advcli_(*arguments)
+    assert done.exit_code == 0, done.output
+    lines: list[str] = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "nothing to measure was named"),
+        (["--peers"], "nothing to measure was named"),
+        (["quickstart", "--n", "50"], "--n is about attacks"),
+        (["quickstart", "--batch-size", "8"], "a recipe says it as train.batch_size=..."),
+        (["quickstart", "--peers", "--eps", "0.1"], "a recipe says it as threat.eps=..."),
+        (["runs/x", "--attacks", "--peers"], "--peers is about training"),
+        (["runs/x", "--attacks", "--synthetic"], "--synthetic is about training"),
+        (["runs/x", "--attacks", "seed=1"], "a checkpoint has no fields to change"),
+        (["quickstart", "--only", "fp32"], "--only chooses rows of --peers or --attacks"),
+        (["quickstart", "--peers", "--only", "tf32"], "there are no rows 'tf32'"),
+        (["mart", "--peers"], "no peer's loop trains as mart does"),
+        (["quikstart"], "there is no recipe 'quikstart' (did you mean quickstart?)"),
+        (["quickstart", "optim.lrr=1"], "unknown key optim.lrr"),
+        (["pgd-at", "data.name=folder", "data.root=.", "--synthetic"], "random images in place of folder have no known shape"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_does_not_go_together_is_refused(arguments: list[str], said: str) -> None:
+    assert said in refused(2, "bench", *arguments)
+
+
+def test_a_missing_data_set_names_the_way_round() -> None:
+    said = refused(3, "bench", "pgd-at", "data.download=false", *QUICK)
+    assert "cifar10" in said.lower()
+    assert "--synthetic, which measures on random images" in said
+
+
+def test_a_recipe_s_screen_and_object(tiny_overrides: tuple[str, ...]) -> None:
+    lines = shown("bench", "quickstart", *tiny_overrides, *QUICK)
+    text = "\n".join(lines)
+    assert lines[0] == "quickstart: small-cnn, digits, batch 30"
+    assert all(
+        part in text for part in ("one step", "crafting", "scoring and backward", "optimiser and the rest", "the whole recipe: about")
+    )
+    assert "image-steps/s" in lines[-1]
+    assert lines[-1].endswith("% of the machine's peak")
+    found = json.loads(advcli_("bench", "quickstart", *tiny_overrides, *QUICK, "--json").stdout)
+    assert found["floor"]["F"] == pytest.approx(9, abs=0.25)
+    assert found["hardware"]["device"] == "cpu"
+
+
+def test_peers_on_a_screen_in_markdown_and_as_an_object(tiny_overrides: tuple[str, ...]) -> None:
+    trades = ("objective={name: trades}", "craft.loss=kl", "craft.start=normal")
+    arguments = ("bench", "quickstart", *tiny_overrides, *trades, "--synthetic", "--peers", "--only", "fp32", *QUICK)
+    lines = shown(*arguments)
+    assert lines[0] == "quickstart: small-cnn, random images in the shape of digits, batch 30"
+    assert any(line.startswith("TRADES") and " fp32 " in line for line in lines)
+    assert lines[-1].startswith("TRADES: ")
+    assert lines[-1].endswith(" x in float32")
+    table = [line for line in advcli_(*arguments, "--markdown").stdout.splitlines() if line.startswith("|")]
+    assert table[0] == "| beside | as | ours s | theirs s | ratio | F |"
+    assert table[1] == "| --- | --- | ---: | ---: | ---: | ---: |"
+    assert table[2].startswith("| TRADES | fp32 | ")
+    (row,) = json.loads(advcli_(*arguments, "--json").stdout)["rows"]
+    assert row["ratio"]["median"] == pytest.approx(row["theirs"]["median"] / row["ours"]["median"])
+
+
+def test_three_peers_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The widest screen: long names, slow steps, six figures."""
+    from advcli.report import speed
+
+    spread = {"median": 23.456, "q25": 20.1234, "q75": 30.4321}
+    rows = [
+        {
+            "peer": "robust_overfitting",
+            "numerics": numerics,
+            "ours": spread,
+            "theirs": spread,
+            "ratio": spread,
+            "F": {"ours": 23, "theirs": 35},
+        }
+        for numerics in ("as shipped", "same numerics", "same numerics, bf16")
+    ]
+    precision = {"as shipped": {"craft": "bf16", "train": "bf16"}}
+    result = {"recipe": "pgd-at", "arch": "resnet18", "data": {"name": "cifar10", "synthetic": True}, "batch_size": 128, "rounds": 5}
+    result |= {"steps": 1, "rows": rows, "precision": precision, "missing": ["torchattacks", "foolbox"], "versions": {"torch": "2.15"}}
+    result |= {"hardware": {"device": "cuda", "name": "a processor", "threads": 2}}
+    with terminal.OUT.capture() as capture:
+        speed.show_peers(result)
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("robust_overfitting") for line in lines) == 4
+    assert lines[-1] == "robust_overfitting: 23.46 x as shipped, 23.46 x in float32, 23.46 x in bfloat16"
+    assert "23.46 [20.12, 30.43]" in lines[3]
+
+
+def test_doctor_says_what_is_there(tmp_path: Path) -> None:
+    lines = shown("doctor", "--device", "cpu", "--quiet")
+    text = " ".join(" ".join(lines).split())
+    assert "not there: cifar10, cifar100, svhn, tiny-imagenet" in text
+    assert "torch.compile could work" in text
+    assert lines[-1] == "nothing stands in the way"
+    found = json.loads(advcli_("doctor", "--device", "cpu", "--quiet", "--json").stdout)
+    assert found["problems"] == []
+    assert found["data"]["root"] == str(tmp_path / "no data")
+
+
+def test_doctor_of_a_recipe_estimates_its_time(tiny_overrides: tuple[str, ...]) -> None:
+    done = advcli_("doctor", "quickstart", *tiny_overrides, "--device", "cpu", "--quiet")
+    assert done.exit_code == 0
+    assert "quickstart: about" in done.stdout
+    assert "6 steps of" in " ".join(done.stdout.split())
+
+
+def test_doctor_names_a_missing_data_set_and_goes_on_without() -> None:
+    tiny = ("model.width=0.125", "train.batch_size=4", "craft.steps=1")
+    done = advcli_("doctor", "pgd-at", *tiny, "--device", "cpu", "--quiet")
+    text = " ".join(done.stdout.split())
+    assert done.exit_code == 0
+    assert "problem cifar10: CIFAR10 is not there" in text
+    assert "pgd-at on random images: about" in text
+    assert done.stdout.splitlines()[-1] == "1 problem"
+
+
+def test_doctor_refuses_what_is_no_recipe() -> None:
+    assert "did you mean quickstart?" in refused(2, "doctor", "quikstart")
