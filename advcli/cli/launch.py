@@ -19,9 +19,14 @@ def _number(name: str) -> int:
     return int(os.environ.get(name, "0"))
 
 
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and _number("WORLD_SIZE") > 1
+
+
 def follows() -> bool:
     """Whether this process is one of several and not the first."""
-    return _number("WORLD_SIZE") > 1 and _number("RANK") > 0
+    return launched() and _number("RANK") > 0
 
 
 def mute() -> None:
@@ -38,7 +43,7 @@ def tells(error: AdvcliError) -> bool:
     The first of each machine does. Another one waits to be ended together with it; where that does not happen, the error
     is its own.
     """
-    if _number("WORLD_SIZE") < 2:
+    if not launched():
         return True
     if _number("LOCAL_RANK") and not isinstance(error, LostProcessError):
         if isinstance(error, InterruptedRunError):

@@ -87,14 +87,15 @@ class Run:
                 stack.enter_context(frozen(network))
             logits, margins = self._clean()
             mine = torch.arange(len(margins), device=margins.device) % processes() == distributed.rank()
-            alive = ~self.judge.broken(margins) & mine
+            right = ~self.judge.broken(margins)
+            alive = right & mine
             correct = alive.clone()
             stored = shards.stored(self.ledger, [entry.name for entry in self.entries], set(self.images.index[mine].tolist()))
             self._look_for_signs()
             task = self._task(self.entries[0], torch.arange(len(alive), device=alive.device), logits)
             self.pace = Pace(self.entries, measure(self.entries, self._surrogate, task, self.job.chunk), self.job.chunk)
             standing = int(correct.sum())
-            passes = standing * sum(entry.attack.passes for entry in self.entries)
+            passes = int(right.sum()) * sum(entry.attack.passes for entry in self.entries)
             self.watcher.planned(len(self.entries), passes, self.pace.left(0, 0, standing, standing))
             self.watcher.started(sum(len(ids) for ids in stored.values()), int(correct.sum()) * len(self.entries))
             due_to = {}

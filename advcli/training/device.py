@@ -11,6 +11,11 @@ import torch
 from advcli.errors import UsageError
 
 
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
+
+
 def pick_device(name: str) -> torch.device:
     """`auto`: a CUDA device where there is one, else the CPU. UsageError for a device that is not there.
 
@@ -18,10 +23,10 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and name.startswith("cuda"):
+    if launched() and name.startswith("cuda"):
         if name != "cuda":
             raise UsageError("every process has a GPU of its own", where="--device", next="--device cuda")
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from advcli.errors import CheckFailedError, LostProcessError
 from advcli.gates.whole import processes
-from advcli.training.device import pick_device
+from advcli.training.device import launched, pick_device
 
 _STEP = timedelta(minutes=5)  # a process that is gone closes its connections; this is for machines that vanish
 _WAIT = timedelta(days=30)  # for what one process does alone, such as a download, and for the slowest part of an evaluation
@@ -33,7 +33,7 @@ def opened(device: str) -> Iterator[None]:
     LostProcessError where another process has gone, raised by the one that notices first; the others leave without a word.
     """
     global _control
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not launched():
         yield
         return
     where = pick_device(device)
