@@ -328,6 +328,31 @@ def test_a_stop_of_one_process_is_resumed_to_the_bytes_of_an_unbroken_run(tmp_pa
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+def trained_on(folder: str) -> list[list[int]]:
+    """The names of the images in each step of a run."""
+    seen: list[list[int]] = []
+    real = Step.__call__
+
+    def spied(self: Step, batch: Batch, moment: Moment, carried: Any = ()) -> dict[str, Tensor]:
+        seen.append(batch.index.tolist())
+        return real(self, batch, moment, carried)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Step, "__call__", spied)
+        session.run(load("quickstart", TINY), Silent(), out=Path(folder), resume=False, device="cpu")
+    return seen
+
+
+@pytest.mark.slow
+def test_processes_train_on_halves_of_the_batches_of_one(tmp_path: Path) -> None:
+    (tmp_path / "answers").mkdir()
+    whole = trained_on(str(tmp_path / "one"))
+    first, second = together(trained_on, tmp_path / "answers", str(tmp_path / "two"))
+    assert len(whole) == 6
+    assert [len(names) for names in first] == [15] * 6
+    assert [a + b for a, b in zip(first, second, strict=True)] == whole
+
+
 class Killed(BaseException): ...
 
 
