@@ -10,6 +10,7 @@
       CheckFailedError    4   a check that was asked for did not hold
         NonFiniteError    4   training met a loss that is not a number
       InterruptedRunError 130 stopped by the user, state saved
+        LostProcessError  130 another process of the same work has gone
 
 Anything else that escapes is a bug and shows a traceback with exit code 1.
 """
@@ -81,3 +82,13 @@ class NonFiniteError(CheckFailedError):
 class InterruptedRunError(AdvcliError):
     exit_code = 130
     title = "interrupted"
+
+
+class LostProcessError(InterruptedRunError):
+    """why: what the failed message to the other process said."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"another process of this work has gone ({why})",
+            next="the first failure that torchrun lists says which; the same command with --resume goes on, with any number of processes",
+        )

@@ -20,6 +20,7 @@ from advcli.cli import (
     deploy_ra,
     doctor,
     finetune,
+    launch,
     pretrain,
     recipe,
     report,
@@ -33,6 +34,15 @@ from advcli.errors import AdvcliError, InterruptedRunError
 class _Group(TyperGroup):
     """Turns advcli's errors into one panel and their exit code; anything else is a bug and keeps its traceback."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Of several processes all run the commands that they share, and the first alone any other."""
+        found = super().resolve_command(ctx, args)
+        if launch.follows():
+            if found[0] not in launch.SHARED:
+                raise typer.Exit
+            launch.mute()
+        return found
+
     def invoke(self, ctx: Any) -> Any:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a class name that the terminal lacks stops no report
@@ -42,9 +52,10 @@ class _Group(TyperGroup):
             error: AdvcliError = InterruptedRunError("interrupted")
         except AdvcliError as raised:
             error = raised
-        from advcli.report.terminal import show_error
+        if launch.tells(error):
+            from advcli.report.terminal import show_error
 
-        show_error(error)
+            show_error(error)
         raise typer.Exit(error.exit_code)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from advcli.cli import launch
 from advcli.cli.options import Arch, Checkpoints, Data, DataRoot, Device, Json, Mean, NumClasses, Out, Quiet, Size, Std
 from advcli.cli.output import print_json
 
@@ -66,6 +67,7 @@ def attack(
     from advcli.report import page, subject, terminal
     from advcli.report.progress import AttackProgress
     from advcli.runs.given import Given
+    from advcli.training import distributed
 
     targets = checkpoint or []
     path = session.find_checkpoint(targets[0] if targets else None)
@@ -78,7 +80,7 @@ def attack(
         size=size,
         search=search_precision,
     )
-    with AttackProgress(quiet=quiet) as progress:
+    with distributed.opened(device), AttackProgress(quiet=quiet) as progress:
         if len(targets) > 1:
             report = matrix.run(options, targets, progress)
             folders = [Path(row["receipt"]) for row in report["matrix"]]
@@ -91,7 +93,7 @@ def attack(
             folder, report = session.run(options, progress)
             folders = [folder]
             show = partial(terminal.show_attack, report, str(folder))
-    for folder in folders:
+    for folder in folders if not launch.follows() else ():
         page.write(subject.of(folder))
     print_json(report) if json else show()
     if strict:

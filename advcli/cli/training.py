@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from advcli.cli import launch
 from advcli.cli.output import print_json
 
 
@@ -27,12 +28,14 @@ def train_command(
     recipe = load(name, overrides)
     from advcli.report import terminal
     from advcli.report.progress import TrainingProgress, duration
-    from advcli.training import session
+    from advcli.training import distributed, session
 
     session.check_command(recipe, command)
     if command == "finetune":
         recipe = session.start_from(recipe, start, num_classes)
     if dry_run:
+        if launch.follows():
+            return
         plan = session.dry_run(recipe, device=device)
         facts = {**dataclasses.asdict(plan), "recipe": plan.recipe.model_dump(mode="json")}
         total = duration(plan.seconds * plan.steps)
@@ -50,7 +53,7 @@ def train_command(
             dump(plan.recipe), rows, f"about {total} of steps, measurements not counted; no run folder was made"
         )
         return
-    with TrainingProgress(quiet=quiet) as progress:
+    with distributed.opened(device), TrainingProgress(quiet=quiet) as progress:
         outcome = session.run(recipe, progress, out=out, resume=resume, device=device)
     facts = {**dataclasses.asdict(outcome), "folder": str(outcome.folder), "checkpoint": str(outcome.checkpoint)}
     print_json(facts) if json else terminal.show_training(facts)

@@ -51,17 +51,27 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 
 def batches(
-    split: Split, *, batch_size: int, seed: int, epoch: int, first: int = 0, augmentations: Sequence[str] = ()
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    first: int = 0,
+    augmentations: Sequence[str] = (),
+    part: tuple[int, int] = (0, 1),
 ) -> Generator[Batch, None, None]:
     """The training batches of an epoch from step `first` on. Images left over at the end come up in other epochs.
 
-    Where images stay on the host the next batch is made while one is used, in a thread that ends when the generator is closed.
+    part: (r, P) for the r-th of the P contiguous parts of each batch, P a divisor of batch_size. Where images stay on the host
+    the next batch is made while one is used, in a thread that ends when the generator is closed.
     """
+    number, size = part[0], batch_size // part[1]
     order = epoch_order(len(split), seed, epoch)
     places, names = order.to(split.images.device), order.to(split.labels.device)  # once an epoch, so that no step waits for them
 
     def make(step: int) -> Batch:
-        pick = slice(step * batch_size, (step + 1) * batch_size)
+        begin = step * batch_size + number * size
+        pick = slice(begin, begin + size)
         index = split.index[names[pick]]
         images = augment(split.images[places[pick]], index, augmentations, seed=seed, epoch=epoch)
         return Batch(to_float(images), split.labels[names[pick]], index)

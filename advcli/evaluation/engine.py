@@ -14,6 +14,7 @@ from advcli.evaluation.run import Run
 from advcli.evaluation.summary import summarise
 from advcli.runs import atomic
 from advcli.runs.ledger import Ledger
+from advcli.training import distributed
 
 
 def evaluate(job: Job, folder: Path | None, watcher: Watcher, *, device: torch.device, resume: bool) -> tuple[Path, dict[str, Any]]:
@@ -24,17 +25,21 @@ def evaluate(job: Job, folder: Path | None, watcher: Watcher, *, device: torch.d
     identity = job.identity()
     folder = folder or job.loaded.evals / f"{job.suite}-{identity['digest'][:8]}"
     ledger = Ledger(folder / "ledger")
-    _claim(folder, identity, ledger, resume=resume)
-    if not ledger.complete:
+    _check_alike(identity, folder)
+    if not distributed.lead(lambda: _claim(folder, identity, ledger, resume=resume)):
         try:
             Run(job, identity, ledger, watcher, device).finish(folder)
         except KeyboardInterrupt:
             what = "interrupted; every finished image is saved"
             raise InterruptedRunError(what, where=str(folder), next="the same command with --resume goes on from there") from None
+    return folder, distributed.lead(lambda: _report(folder, ledger))
+
+
+def _report(folder: Path, ledger: Ledger) -> dict[str, Any]:
     arrays, header = ledger.read()
     report = summarise(arrays, header)
     atomic.write_json(folder / "report.json", report)
-    return folder, {**report, "seconds": _stored_seconds(folder)}
+    return {**report, "seconds": _stored_seconds(folder)}
 
 
 def _stored_seconds(folder: Path) -> float | None:
@@ -45,8 +50,17 @@ def _stored_seconds(folder: Path) -> float | None:
         return None
 
 
-def _claim(folder: Path, identity: dict[str, Any], ledger: Ledger, *, resume: bool) -> None:
-    """Write identity.json, or check that the one there is the same; refuse to walk over somebody's work."""
+def _check_alike(identity: dict[str, Any], folder: Path) -> None:
+    """Several processes attack parts of one evaluation: CheckpointError where a machine has another file or other images."""
+    first = distributed.lead(lambda: identity)
+    different = [key for key in identity if identity[key] != first.get(key)]
+    if different:
+        what = f"process {distributed.rank()} would evaluate something else than process 0: {', '.join(different)}"
+        raise CheckpointError(what, where=str(folder), next="every machine needs the same checkpoint and data")
+
+
+def _claim(folder: Path, identity: dict[str, Any], ledger: Ledger, *, resume: bool) -> bool:
+    """Write identity.json, or check that the one there is the same; refuse to walk over somebody's work. Whether it is done already."""
     path = folder / "identity.json"
     if path.is_file():
         try:
@@ -73,3 +87,4 @@ def _claim(folder: Path, identity: dict[str, Any], ledger: Ledger, *, resume: bo
     atomic.make_folder(folder)
     if not path.is_file():
         atomic.write_json(path, identity)
+    return ledger.complete

@@ -19,6 +19,7 @@ from advcli.attacks.substitute import substituted
 from advcli.attacks.views import ViewedSurrogate
 from advcli.data import stratified_order, to_float
 from advcli.draws import Draws
+from advcli.errors import CheckpointError, UsageError
 from advcli.evaluation import receipt, search, shards, signs
 from advcli.evaluation.composition import compose
 from advcli.evaluation.entries import Entry
@@ -26,9 +27,11 @@ from advcli.evaluation.inspection import inspect
 from advcli.evaluation.job import Job, Watcher, pick
 from advcli.evaluation.pace import Pace, measure
 from advcli.evaluation.suites import PROBED
+from advcli.gates.whole import processes
 from advcli.models import ModelOutput, Network, frozen, head_of
 from advcli.runs import atomic
 from advcli.runs.ledger import Ledger
+from advcli.training import distributed
 from advcli.training.device import set_precision
 
 _PROBE = 64  # images on which rounding is measured
@@ -46,11 +49,15 @@ class Run:
         self.sources = [source.network.to(device).eval() for source in job.sources]
         probe = to_float(pick(self.images, _PROBE, job.seed).images[:])
         self.traits = inspect(self.model, probe, len(job.loaded.header["classes"]), str(job.loaded.path))
+        if self.traits.random and processes() > 1:
+            what = "a random network draws by batch, so its verdicts would depend on the number of processes"
+            raise UsageError(what, where=str(job.loaded.path), next="attack it without torchrun")
         self.entries = compose(job, self.traits)
-        bound = 0.0 if self.traits.random else measure_bound(self.model, probe)  # what noise moves is not rounding
+        # what noise moves is not rounding
+        bound = 0.0 if self.traits.random else distributed.lead(lambda: measure_bound(self.model, probe))
         draws = DRAWS if self.traits.random else 1
         self.judge = Judge(self.model, chunk=job.chunk, bound=bound, cost=self.cost, draws=draws)
-        self.search = self._settled()
+        self.search = distributed.lead(self._settled)
         self.followed = {
             "fp32": self.model,
             **{name: search.followed(job.loaded.network, job.head, name) for name in self.search.agreements},
@@ -71,27 +78,36 @@ class Run:
             return search.settle(job.search, folder, measured, begun=begun)
 
     def finish(self, folder: Path) -> None:
-        """Every attack on everybody it is due to, then the whole ledger and the clock beside it."""
+        """Every attack on everybody it is due to, then the whole ledger and the clock beside it.
+
+        Of several processes each attacks every so many images, and hears of the others only at the end.
+        """
         with ExitStack() as stack:
             for network in (self.model, *self.sources):
                 stack.enter_context(frozen(network))
             logits, margins = self._clean()
-            alive = ~self.judge.broken(margins)
+            mine = torch.arange(len(margins), device=margins.device) % processes() == distributed.rank()
+            right = ~self.judge.broken(margins)
+            alive = right & mine
             correct = alive.clone()
-            stored = shards.stored(self.ledger, [entry.name for entry in self.entries])
+            stored = shards.stored(self.ledger, [entry.name for entry in self.entries], set(self.images.index[mine].tolist()))
             self._look_for_signs()
             task = self._task(self.entries[0], torch.arange(len(alive), device=alive.device), logits)
             self.pace = Pace(self.entries, measure(self.entries, self._surrogate, task, self.job.chunk), self.job.chunk)
             standing = int(correct.sum())
-            passes = standing * sum(entry.attack.passes for entry in self.entries)
+            passes = int(right.sum()) * sum(entry.attack.passes for entry in self.entries)
             self.watcher.planned(len(self.entries), passes, self.pace.left(0, 0, standing, standing))
             self.watcher.started(sum(len(ids) for ids in stored.values()), int(correct.sum()) * len(self.entries))
+            due_to = {}
             for position, entry in enumerate(self.entries):
                 due = torch.nonzero(self._due(entry, alive, correct))[:, 0]
-                self.watcher.attacking(entry.name, int(alive.sum()), len(alive))
+                due_to[entry.name] = len(due)
+                self.watcher.attacking(entry.name, int(alive.sum()), int(mine.sum()))
                 with self._noise(position):
                     alive[self._attack(position, entry, due, logits, alive, stored)] = False
-        self._merge(margins, folder)
+        everybody = distributed.gathered(due_to)
+        if distributed.leads():
+            self._merge(margins, folder, {name: sum(part[name] for part in everybody) for name in due_to})
 
     def _noise(self, number: int) -> AbstractContextManager[None]:
         """A random network's own draws while one attack runs: the same whenever the same command is given."""
@@ -114,7 +130,7 @@ class Run:
 
     def _look_for_signs(self) -> None:
         """Of masked gradients, once, before anything is attacked, in suites whose verdict may be trusted."""
-        if self.job.suite in PROBED and self.job.engine == "native" and self.ledger.probes() is None:
+        if distributed.leads() and self.job.suite in PROBED and self.job.engine == "native" and self.ledger.probes() is None:
             self.ledger.write_probes(signs.columns(self._as_deployed, self.job.threat, self.images, self.job.seed))
 
     def _as_deployed(self, x: Tensor) -> ModelOutput:
@@ -202,17 +218,23 @@ class Run:
         condition = {"logits": logits[rows], "label": self.images.labels[rows]}
         return Task(lambda pick: to_float(self.images.images[rows[pick]]), self.images.labels[rows], draws, condition)
 
-    def _merge(self, margins: Tensor, folder: Path) -> None:
-        """Join the shards, attack by attack, into one table of all examples, and write it and the clock."""
+    def _merge(self, margins: Tensor, folder: Path, due_to: dict[str, int]) -> None:
+        """Join the shards, attack by attack, into one table of all examples, and write it and the clock.
+
+        due_to: how many examples each attack was run on, which must all be there: what is missing would pass for robust.
+        """
         split = self.images
         table = {"index": split.index.cpu().numpy(), "label": split.labels.cpu().numpy(), "clean_margin": margins.cpu().numpy()}
         table |= {f"probe.{name}": column for name, column in (self.ledger.probes() or {}).items()}
         names = [entry.name for entry in self.entries]
         whole, seconds = shards.join(self.ledger, table, names, split.images.shape[1:], judged=self.search.is_fast)
+        short = [name for name, count in due_to.items() if int((whole[f"run.{name}"] >= 0).sum()) != count]
+        if short:
+            what = f"verdicts of other processes are missing ({', '.join(short)})"
+            raise CheckpointError(what, where=str(folder), next="all machines must write into one folder: --out on a disk that they share")
         found = torch.from_numpy(np.isin(whole["index"], whole["adversarial_index"]))
         whole["clean"] = split.images[found.to(split.images.device)].cpu().numpy()
         head = receipt.header(self.job, self.identity, self.traits, self.search, self.entries, self.judge.bound)
         self.ledger.finish(whole, head)
-        atomic.write_json(
-            folder / "timing.json", {"seconds": round(seconds, 3), "device": str(self.device), "threads": torch.get_num_threads()}
-        )
+        timing = {"seconds": round(seconds, 3), "device": str(self.device), "threads": torch.get_num_threads(), "processes": processes()}
+        atomic.write_json(folder / "timing.json", timing)

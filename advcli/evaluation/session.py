@@ -18,6 +18,7 @@ from advcli.evaluation.engine import evaluate
 from advcli.evaluation.job import Job, Watcher, pick
 from advcli.evaluation.search import SHORT
 from advcli.evaluation.suites import TRANSFER, suite
+from advcli.gates.whole import processes
 from advcli.models import head_of, with_gate
 from advcli.recipe.number import parse_number
 from advcli.recipe.schema import DATA_SETS, Data, Gate
@@ -26,6 +27,7 @@ from advcli.runs import foreign
 from advcli.runs.checkpoint import Loaded, few, load_network
 from advcli.runs.folder import model_file, newest_checkpoint
 from advcli.runs.given import NOTHING_GIVEN, Given
+from advcli.training import distributed
 from advcli.training.cost import FLOOR, forward_flops
 from advcli.training.device import pick_device
 
@@ -65,13 +67,16 @@ def find_checkpoint(given: Path | None) -> Path:
 
 def run(options: Options, watcher: Watcher) -> tuple[Path, dict[str, Any]]:
     """(evaluation folder, report)."""
-    return _evaluate(job(options, watcher), options, watcher)
+    return _evaluate(distributed.in_turn(lambda: job(options, watcher)), options, watcher)
 
 
 def job(options: Options, watcher: Watcher) -> Job:
     """What the options ask for, everything read and checked."""
     suite(options.suite, options.engine)  # an unknown name is refused before anything is loaded
     _check_sources(options)
+    if options.engine == "reference" and processes() > 1:
+        what = "the authors' package draws by batch, so its verdicts would depend on the number of processes"
+        raise UsageError(what, where="--engine", next="start it without torchrun, or leave --engine out")
     return _job(open_checkpoint(options, watcher), options, watcher)
 
 

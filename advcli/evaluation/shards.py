@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from advcli.attacks.pool import Attempt
+from advcli.gates.whole import processes
 from advcli.runs.ledger import Arrays, Ledger
+from advcli.training import distributed
 
 
 class ShardWriter:
@@ -45,16 +47,19 @@ class ShardWriter:
         if parts:
             now = time.monotonic()
             arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-            self.ledger.write_shard(max(self.ledger.shards(), default=-1) + 1, arrays, {**self.header, "seconds": now - self.clock})
+            number = max(self.ledger.shards(), default=-1) + 1
+            number += (distributed.rank() - number) % processes()  # no other process has this remainder
+            self.ledger.write_shard(number, arrays, {**self.header, "seconds": (now - self.clock) / processes()})
             self.clock = now
 
 
-def stored(ledger: Ledger, attacks: Sequence[str]) -> dict[str, dict[int, bool]]:
-    """For each attack, the names of examples that shards already hold, and whether it broke them."""
+def stored(ledger: Ledger, attacks: Sequence[str], mine: Container[int]) -> dict[str, dict[int, bool]]:
+    """For each attack, the names of examples among mine that shards already hold, and whether it broke them."""
     known: dict[str, dict[int, bool]] = {name: {} for name in attacks}
     for number in ledger.shards():
         arrays, header = ledger.read_shard(number)
-        known[header["entry"]] |= dict(zip(arrays["index"].tolist(), arrays["broken"].tolist(), strict=True))
+        pairs = zip(arrays["index"].tolist(), arrays["broken"].tolist(), strict=True)
+        known[header["entry"]] |= {name: broken for name, broken in pairs if name in mine}
     return known
 
 

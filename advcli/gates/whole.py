@@ -6,6 +6,8 @@ batch, so that training does not depend on the number of processes. With one pro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -36,3 +38,18 @@ def own(rows: Tensor) -> Tensor:
         return rows
     n = len(rows) // processes()
     return rows[dist.get_rank() * n :][:n]
+
+
+@torch.no_grad()
+def average_(tensors: Sequence[Tensor]) -> None:
+    """Put in place of each tensor, all of one dtype, its mean over processes; one message for all of them.
+
+    Every process must hand in the same shapes in the same order. The result has the same bits everywhere.
+    """
+    if processes() == 1 or not tensors:
+        return
+    message = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(message)
+    message /= processes()
+    for tensor, mean in zip(tensors, torch.split(message, [tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view(tensor.shape))

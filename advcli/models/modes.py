@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -36,3 +36,9 @@ def batch_norm_state_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in kept:
             buffer.copy_(value)
+
+
+def moving_statistics(model: nn.Module) -> list[Tensor]:
+    """Running means and variances of the batch norm that learns them at present: (C,) each."""
+    learning = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    return [statistic for m in learning for statistic in (m.running_mean, m.running_var) if statistic is not None]

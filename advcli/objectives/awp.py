@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advcli.data import Batch, DataSet, Moment
+from advcli.gates.whole import average_
 from advcli.models import Network, batch_norm_state_kept
 from advcli.objectives.objective import Crafted, LossParts, Objective
 
@@ -17,7 +18,8 @@ _TINY = 1e-20
 
 
 class Awp(Objective):
-    """Scores and steps at w + gamma |w| g / |g|, g the gradient of the inner loss by each weight tensor; then takes that off again.
+    """Scores and steps at w + gamma |w| g / |g|, g the whole batch's gradient of the inner loss by each weight tensor; then takes
+    that off again.
 
     Convolution and linear weights alone are moved, not batch norm, biases or the objective's own parameters. The
     adversarial examples are those of the unperturbed weights. It starts after `warmup` epochs.
@@ -71,6 +73,7 @@ class Awp(Objective):
         with batch_norm_state_kept(model), batch_norm_state_kept(self.inner):
             total = self.inner.loss(model, batch, crafted, moment).total
             gradients = torch.autograd.grad(total, weights, allow_unused=True)
+        average_([gradient for gradient in gradients if gradient is not None])
         return [self._shift(w.detach(), g) for w, g in zip(weights, gradients, strict=True)]
 
     def _shift(self, weight: Tensor, gradient: Tensor | None) -> Tensor:

@@ -27,7 +27,7 @@ from advcli.errors import CheckpointError
 from advcli.runs import atomic, container
 
 Arrays = dict[str, NDArray[Any]]
-_SHARD = re.compile(r"shard-(\d{5})\.safetensors")
+_SHARD = re.compile(r"shard-(\d{5,})\.safetensors")
 _FINAL = "ledger.safetensors"
 _PROBES = "probes.safetensors"
 

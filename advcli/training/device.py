@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -10,10 +11,22 @@ import torch
 from advcli.errors import UsageError
 
 
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
+
+
 def pick_device(name: str) -> torch.device:
-    """`auto`: a CUDA device where there is one, else the CPU. UsageError for a device that is not there."""
+    """`auto`: a CUDA device where there is one, else the CPU. UsageError for a device that is not there.
+
+    Of several processes on a machine each takes the CUDA device of its own number.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if launched() and name.startswith("cuda"):
+        if name != "cuda":
+            raise UsageError("every process has a GPU of its own", where="--device", next="--device cuda")
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM ask for a stop; the loop saves its state and leaves. A second Ctrl-C leaves at once."""
+"""Ctrl-C and SIGTERM ask for a stop; the loop saves its state and leaves. A second Ctrl-C leaves at once.
+
+Among several processes it does not: torchrun hands a Ctrl-C on to all of them, who have had it already.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import signal
 import threading
 from types import FrameType
 from typing import Any
+
+from advcli.gates.whole import processes
 
 
 class StopRequest:
@@ -25,6 +30,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and processes() == 1:
             raise KeyboardInterrupt
         self.requested = True

@@ -14,12 +14,13 @@ from torch import Tensor
 from advcli.attacks import Threat
 from advcli.data import Batch, Moment, batches
 from advcli.errors import InterruptedRunError, NonFiniteError
+from advcli.gates.whole import processes
 from advcli.models import Network
 from advcli.recipe.schema import selection_steps
 from advcli.runs import checkpoint
 from advcli.runs import folder as folders
 from advcli.runs.log import Log
-from advcli.training import ema, schedule, state
+from advcli.training import distributed, ema, schedule, state
 from advcli.training.interrupt import StopRequest
 from advcli.training.monitor import StoppedError, measure
 from advcli.training.setup import Assembly
@@ -66,21 +67,26 @@ class _Run:
         self.counters = state.Counters()
         self.sums: dict[str, Tensor] = {}
         self.state_file = folder / "state.safetensors"
-        if resume and self.state_file.is_file():
-            self.counters, self.sums = state.load(self.state_file, self.modules, parts.optimizer, parts.device)
+        stored = distributed.lead(lambda: state.read(self.state_file) if resume and self.state_file.is_file() else None)
+        if stored is not None:
+            self.counters, self.sums = state.restore(stored, self.modules, parts.optimizer, parts.device)
         else:
             self.counters.start = parts.start
-        self.log = Log(folder / "metrics.jsonl", self.counters.log_size)
-        self.timing = Log(folder / "timing.jsonl", self.counters.timing_size)
         self.first_bad = torch.tensor(_NEVER, device=parts.device)
+        self.vote = distributed.StopVote(lambda: stop.requested, parts.device)
+        if distributed.leads():
+            self.log = Log(folder / "metrics.jsonl", self.counters.log_size)
+            self.timing = Log(folder / "timing.jsonl", self.counters.timing_size)
 
     def finish(self) -> Outcome:
         epochs, per_epoch = self.recipe.schedule.epochs, self.parts.steps_per_epoch
         self.watcher.started(self.counters.epoch * per_epoch + self.counters.step_in_epoch, epochs * per_epoch)
         self.saved_at = self.clock = time.monotonic()
+        distributed.check_equal([*self.modules.values()])
         while self.counters.epoch < epochs:
             self._run_epoch()
             self._end_epoch()
+        distributed.wait()  # whoever returns finds everything written
         return Outcome(self.folder, self.folder / "model.safetensors", epochs, self.counters.best_epoch, self.counters.measured)
 
     def _run_epoch(self) -> None:
@@ -94,6 +100,7 @@ class _Run:
             epoch=c.epoch,
             first=c.step_in_epoch,
             augmentations=recipe.data.augment,
+            part=(distributed.rank(), processes()),
         )
         with closing(stream):
             for batch in stream:
@@ -106,12 +113,12 @@ class _Run:
         for group in parts.optimizer.param_groups:
             group["lr"] = rate
         moment = Moment(recipe.seed, c.epoch, step, step / (recipe.schedule.epochs * parts.steps_per_epoch))
-        self._account(step, self.step(batch, moment))
+        self._account(step, self.step(batch, moment, self.vote.cast()))
         if self.average is not None and recipe.train.ema is not None:
             ema.update(self.average, parts.model, float(recipe.train.ema))
         c.step_in_epoch += 1
-        self.watcher.stepped(step + 1, len(batch.labels))
-        if self.stop.requested:
+        self.watcher.stepped(step + 1, recipe.train.batch_size)
+        if self.vote.passed():
             self._leave()
         if time.monotonic() - self.saved_at >= recipe.train.save_every:
             self._save()
@@ -128,6 +135,7 @@ class _Run:
         """Measure, select, write weights and log, then the state: a kill anywhere in between only repeats this."""
         c, recipe = self.counters, self.recipe
         self._check_finite()
+        distributed.check_equal([*self.modules.values()])
         if not self.state_file.is_file():
             self._save()  # so that weights without a state always mean a lost one
         kept = self.average if self.average is not None else self.parts.model
@@ -140,9 +148,11 @@ class _Run:
             event |= self._measure(kept)
             self._select(kept, event)
         self._write_weights("last.safetensors", kept, event)
-        self.log.write(event)
         seconds = c.seconds + time.monotonic() - self.clock
-        self.timing.write({"epoch": c.epoch + 1, "seconds": round(seconds, 3), "device": str(self.parts.device)})
+        if distributed.leads():
+            self.log.write(event)
+            timing = {"epoch": c.epoch + 1, "seconds": round(seconds, 3), "device": str(self.parts.device), "processes": processes()}
+            self.timing.write(timing)
         c.epoch, c.step_in_epoch, c.counts, c.seconds, self.sums, self.clock = c.epoch + 1, 0, {}, 0.0, {}, time.monotonic()
         self._save()
         self.watcher.measured(event | {"seconds": seconds})
@@ -185,6 +195,8 @@ class _Run:
             self._write_weights("model.safetensors", kept, event)
 
     def _write_weights(self, name: str, network: Network, event: dict[str, Any]) -> None:
+        if not distributed.leads():
+            return
         recipe = self.recipe.model_dump(mode="json")
         header = {
             "name": self.recipe.name,
@@ -203,6 +215,8 @@ class _Run:
         checkpoint.write_network(self.folder / name, network, self.parts.architecture, header)
 
     def _save(self) -> None:
+        if not distributed.leads():
+            return
         self._check_finite()
         now = time.monotonic()
         c = self.counters
@@ -226,6 +240,7 @@ class _Run:
 
     def _leave(self) -> None:
         self._save()
+        distributed.wait()  # once one process has left, torchrun ends the others
         raise InterruptedRunError(
             "stopped on request; the state is saved", where=str(self.folder), next="the same command with --resume goes on from here"
         )

@@ -13,7 +13,9 @@ from advcli.attacks.losses import attack_loss
 from advcli.data import Batch, Split
 from advcli.data.batches import chunks
 from advcli.draws import Draws
+from advcli.gates.whole import processes
 from advcli.models import Network, frozen
+from advcli.training import distributed
 from advcli.training.device import computing
 
 _CHUNK = 250
@@ -50,24 +52,29 @@ def measure(
     of auxiliary heads, by which a gated network must be attacked: through the gate alone the most masked epoch would look
     best. Of gated networks also the accuracy of each auxiliary head and how often it agrees with the decision. observe: an
     objective's own values on clean images, whose means are added by name. Gates open by themselves, never by labels.
+
+    Each process measures every so many chunks; the sums are added in the order of the chunks, so that the numbers are those of one.
     """
     attack = Pgd(threat, attack_loss("ce", aux_weight), steps=steps, step_size=threat.eps / 4)
     size = math.ceil(len(split) / math.ceil(len(split) / _CHUNK))
-    clean = robust = 0
-    watched: dict[str, float] = {}
+    rows: dict[int, dict[str, float]] = {}
     with frozen(model), computing("fp32", split.labels.device):
         judge = Judge(model, chunk=size)
-        for batch in chunks(split, size):
+        for number, batch in enumerate(chunks(split, size)):
             if stop():
-                raise StoppedError
+                break
+            if number % processes() != distributed.rank():
+                continue
             correct = torch.nonzero(~judge.decide(batch.images, batch.labels))[:, 0]
-            clean += len(correct)
+            rows[number] = {"clean": len(correct), "robust": 0}
             with torch.no_grad():
                 for name, values in (heads(model, batch) | observe(model, batch)).items():
-                    watched[name] = watched.get(name, 0.0) + float(values.double().sum())
+                    rows[number][name] = float(values.double().sum())
             if len(correct):
                 images, labels, index = (t[correct] for t in batch)
                 found = attack(Surrogate(model.trace), judge, images, labels, Draws(seed, index, "monitor"), {})
-                robust += int((~found.broken).sum())
-    means = {name: total / len(split) for name, total in watched.items()}
-    return {"n": len(split), "clean": clean / len(split), "robust": robust / len(split), **means}
+                rows[number]["robust"] = int((~found.broken).sum())
+    done = {number: row for part in distributed.gathered(rows) for number, row in part.items()}
+    if len(done) < math.ceil(len(split) / size):
+        raise StoppedError
+    return {"n": len(split)} | {name: sum(done[number][name] for number in sorted(done)) / len(split) for name in done[0]}

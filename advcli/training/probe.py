@@ -15,6 +15,7 @@ from torch import Tensor
 from advcli.attacks import Surrogate
 from advcli.attacks.losses import attack_loss
 from advcli.data import Batch, Moment, batches
+from advcli.gates.whole import processes
 from advcli.models import FastCopy, Network, batch_norm_state_kept
 from advcli.recipe import Recipe
 from advcli.recipe.schema import crafting_precision
@@ -100,7 +101,8 @@ class _Probe:
 
     def _first_batch(self) -> Batch:
         recipe = self.recipe
-        size = recipe.train.batch_size if self.device.type == "cuda" else min(_IMAGES, recipe.train.batch_size)
+        share = recipe.train.batch_size // processes()
+        size = share if self.device.type == "cuda" else min(_IMAGES, share)
         return next(batches(self.parts.data.train, batch_size=size, seed=recipe.seed, epoch=0, augmentations=recipe.data.augment))
 
     def _craft(self, *, small: bool) -> str:

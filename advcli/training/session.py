@@ -8,14 +8,16 @@ from pathlib import Path
 
 from advcli.data import Moment, batches
 from advcli.errors import CheckpointError, UsageError
+from advcli.gates.whole import processes
 from advcli.models import Network
 from advcli.recipe import Recipe
 from advcli.runs import atomic, foreign
 from advcli.runs import folder as folders
+from advcli.training import distributed
 from advcli.training.cost import forward_flops, passes
 from advcli.training.device import pick_device
 from advcli.training.loop import Outcome, Watcher, train
-from advcli.training.probe import settle
+from advcli.training.probe import Settled, settle
 from advcli.training.setup import assemble
 from advcli.training.step import step_of
 
@@ -54,7 +56,36 @@ def start_from(recipe: Recipe, path: Path | None, num_classes: int | None = None
 
 def run(recipe: Recipe, watcher: Watcher, *, out: Path | None, resume: bool, device: str) -> Outcome:
     """Train a recipe into a new folder, or go on in an old one; its decisions are kept, and another recipe is refused."""
+    _check_shares(recipe)
     where = pick_device(device)
+    given, folder, fresh = distributed.lead(lambda: _settled_before(recipe, out, resume=resume))
+    parts = distributed.in_turn(lambda: assemble(given, where))  # before a folder is made: what cannot start leaves nothing behind
+    settled = None
+    if fresh:
+        measured = settle(parts)
+        settled = distributed.lead(lambda: measured)  # every process measures, the first one's numbers decide
+        parts = replace(parts, recipe=settled.recipe)
+        for line in settled.lines():
+            watcher.noted(line)
+    return train(parts, distributed.lead(lambda: _ready(folder, given, out, settled)), watcher, resume=resume)
+
+
+def _check_shares(recipe: Recipe) -> None:
+    """UsageError unless every process gets as many images of a batch as any other."""
+    size, several = recipe.train.batch_size, processes()
+    if size % several:
+        raise UsageError(
+            f"a batch of {size} images cannot be shared equally by {several} processes",
+            where="train.batch_size",
+            next=f"it is the batch of all processes together: train.batch_size={-(-size // several) * several}, or another multiple",
+        )
+
+
+def _settled_before(recipe: Recipe, out: Path | None, *, resume: bool) -> tuple[Recipe, Path | None, bool]:
+    """The recipe with the decisions of the run that goes on; its folder, if there is one; and whether nothing is decided yet.
+
+    Whatever is in the way is refused.
+    """
     folder = (out or folders.newest(recipe.name)) if resume else None
     stored = folders.stored_recipe(folder) if folder is not None else None
     if out is not None and stored is None:
@@ -64,19 +95,17 @@ def run(recipe: Recipe, watcher: Watcher, *, out: Path | None, resume: bool, dev
     if folder is not None and not (folder / "state.safetensors").is_file() and (folder / "last.safetensors").is_file():
         what = "the run has weights but its saved state is missing, so it cannot go on"
         raise CheckpointError(what, where=str(folder), next="leave out --resume to start a new run; nothing was touched")
-    given = recipe if stored is None else folders.as_decided(recipe, stored)
-    parts = assemble(given, where)  # before a folder is made: what cannot start leaves nothing behind
-    settled = settle(parts) if stored is None else None
-    if settled is not None:
-        parts = replace(parts, recipe=settled.recipe)
-        for line in settled.lines():
-            watcher.noted(line)
+    return recipe if stored is None else folders.as_decided(recipe, stored), folder, stored is None
+
+
+def _ready(folder: Path | None, recipe: Recipe, out: Path | None, settled: Settled | None) -> Path:
+    """The folder, made if it is not there, with the recipe and what was measured for it."""
     if folder is None or not folder.is_dir():
         folder = folders.create(recipe.name, out)
     if settled is not None:
         atomic.write_json(folder / "probe.json", settled.receipt())
         folders.store_recipe(folder, settled.recipe)
-    return train(parts, folder, watcher, resume=resume)
+    return folder
 
 
 @dataclass(frozen=True)

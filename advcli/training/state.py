@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,15 +46,27 @@ def save(
     )
 
 
-def load(
-    path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
-) -> tuple[Counters, dict[str, Tensor]]:
-    """Fill modules and optimizer from a state file; returns the counters and the sums of the epoch so far."""
+class Stored(NamedTuple):
+    """A state file as it was read."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    counters: Counters
+
+
+def read(path: Path) -> Stored:
     tensors, header = checkpoint.read(path, "state")
     try:
-        counters = Counters(**header["counters"])
+        return Stored(path, tensors, Counters(**header["counters"]))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"the state does not fit this version: {error}", where=str(path)) from None
+
+
+def restore(
+    stored: Stored, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
+) -> tuple[Counters, dict[str, Tensor]]:
+    """Fill modules and optimizer; returns the counters and the sums of the epoch so far."""
+    path, tensors, counters = stored
     for name, module in modules.items():
         own = _under(tensors, name)
         shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from advcli.data import Batch, Moment
+from advcli.gates.whole import average_, processes
 from advcli.models import FastCopy, Network
+from advcli.models.modes import moving_statistics
 from advcli.objectives import Crafted, Objective
 from advcli.recipe.schema import crafting_precision
 from advcli.training.compilation import compile_blocks
@@ -44,8 +48,12 @@ class Step:
         """Every network that a step runs, but for the objective's own."""
         return [self.model, *([self.copy.network] if self.copy else [])]
 
-    def __call__(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        """The total (`loss`) and its parts as detached scalars on the device."""
+    def __call__(self, batch: Batch, moment: Moment, carried: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+        """The total (`loss`) and its parts as detached scalars on the device.
+
+        Where several processes each hold a part of the batch, everything is the mean over them, `carried` in place, and all
+        stay equal.
+        """
         model, objective, device = self.model, self.objective, batch.images.device
         crafted = self._craft(batch, moment)
         with computing(self.precision, device):
@@ -53,9 +61,10 @@ class Step:
                 parts = objective.loss(model, batch, crafted, moment)
                 self.optimizer.zero_grad(set_to_none=True)
                 parts.total.backward()  # type: ignore[no-untyped-call]
+                scalars = averaged(model, objective, self.optimizer, {"loss": parts.total.detach(), **parts.parts}, carried)
                 self.optimizer.step()
             objective.after_step(model, batch, parts, moment)
-        return {"loss": parts.total.detach(), **parts.parts}
+        return scalars
 
     def _craft(self, batch: Batch, moment: Moment) -> Crafted:
         device = batch.images.device
@@ -72,3 +81,19 @@ def step_of(parts: Assembly) -> Step:
     train = parts.recipe.train
     numerics = {"precision": train.precision, "craft": crafting_precision(parts.recipe)}
     return Step(parts.model, parts.objective, parts.optimizer, **numerics, compiled=train.compile is True)
+
+
+@torch.no_grad()
+def averaged(
+    model: Network, objective: Objective, optimizer: torch.optim.Optimizer, scalars: dict[str, Tensor], carried: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Put means over processes in place of gradients, of what batch norm learns and of carried; return those of the scalars.
+
+    One message for all of it. Which gradients there are depends on the step alone, so all processes have the same ones.
+    """
+    if processes() == 1:
+        return scalars
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    values = torch.stack([value.to(scalars["loss"].dtype) for value in scalars.values()])
+    average_([*gradients, *moving_statistics(model), *moving_statistics(objective), values, *carried])
+    return {name: mean.to(scalars[name].dtype) for name, mean in zip(scalars, values, strict=True)}

@@ -164,3 +164,17 @@ def test_on_a_cuda_device_streamed_batches_have_the_bytes_of_resident_ones() -> 
     cuda, split = torch.device("cuda:0"), random_split(2000)
     pairs = [batches(split.to(cuda, budget), batch_size=64, seed=5, epoch=1, augmentations=("crop", "flip")) for budget in (0, 10**9)]
     assert all(same(a, b) for a, b in zip(*pairs, strict=True))
+
+
+def test_parts_of_each_batch_are_disjoint_equal_and_in_order() -> None:
+    """Whatever their number, together they are the batch of one process, augmented alike."""
+
+    def epoch(part: tuple[int, int] = (0, 1)) -> list[Batch]:
+        return list(batches(split_of(50), batch_size=12, seed=0, epoch=1, first=1, augmentations=("crop",), part=part))
+
+    for several in (2, 3):
+        parts = [epoch((number, several)) for number in range(several)]
+        for step, whole in enumerate(epoch()):
+            assert [len(part[step].labels) for part in parts] == [12 // several] * several
+            for column, joined in enumerate(whole):
+                assert torch.equal(torch.cat([part[step][column] for part in parts]), joined)

@@ -1,0 +1,158 @@
+"""Several processes, started by torchrun, that work as one: a process group, who leads, and what all must agree on.
+
+Each process holds a part of every batch (see gates.whole) and the same weights. With one process all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from advcli.errors import CheckFailedError, LostProcessError
+from advcli.gates.whole import processes
+from advcli.training.device import launched, pick_device
+
+_STEP = timedelta(minutes=5)  # a process that is gone closes its connections; this is for machines that vanish
+_WAIT = timedelta(days=30)  # for what one process does alone, such as a download, and for the slowest part of an evaluation
+_control: Any = None  # of messages about the work, on the CPU; batches and gradients go by the default group
+
+T = TypeVar("T")
+
+
+@contextmanager
+def opened(device: str) -> Iterator[None]:
+    """Inside, the processes that torchrun started are one group: gloo on the CPU, nccl on GPUs.
+
+    LostProcessError where another process has gone, raised by the one that notices first; the others leave without a word.
+    """
+    global _control
+    if not launched():
+        yield
+        return
+    where = pick_device(device)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    try:
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=_STEP)
+        _control = dist.new_group(backend="gloo", timeout=_WAIT)
+        yield
+    except BaseException as error:
+        first = _is_first()  # with an error of its own too: then the others' losses are its consequence, and need no word
+        if not _is_loss(error):
+            raise
+        if not first:
+            raise SystemExit(LostProcessError.exit_code) from None
+        raise LostProcessError(_sentence(error)) from None
+    _control = None
+    dist.destroy_process_group()
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether a collective failed; gloo has no class of its own for that, and names its source file."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _sentence(error: BaseException) -> str:
+    """The first sentence of a failed collective's message, without the place in gloo's source before it."""
+    return str(error).partition("] ")[2].partition(". ")[0] or str(error).partition("\n")[0]
+
+
+def _is_first() -> bool:
+    """Whether no other process has come here yet; where nobody can be asked any more, this one counts as the first."""
+    try:
+        return int(dist.distributed_c10d._get_default_store().add("advcli/lost", 1)) == 1
+    except (RuntimeError, ValueError):
+        return True
+
+
+def rank() -> int:
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def leads() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return rank() == 0
+
+
+def lead(act: Callable[[], T]) -> T:
+    """What act, run by the leading process alone, returns; the others wait for it."""
+    if processes() == 1:
+        return act()
+    box: list[Any] = [act() if leads() else None]
+    dist.broadcast_object_list(box, src=0, group=_control)
+    result: T = box[0]
+    return result
+
+
+def in_turn(act: Callable[[], T]) -> T:
+    """act on the first process of each machine, then on the others, who find in place what it fetched."""
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if processes() == 1 or first:
+        result = act()
+    wait()
+    return result if first else act()
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    gathered(None)
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's value, in the order of their ranks."""
+    if processes() == 1:
+        return [value]
+    values: list[Any] = [None] * processes()
+    dist.all_gather_object(values, value, group=_control)
+    return values
+
+
+def check_equal(modules: Sequence[nn.Module]) -> None:
+    """CheckFailedError unless all processes hold the same bits in these modules' weights and buffers."""
+    if processes() == 1:
+        return
+    values = [value for module in modules for value in module.state_dict().values()]
+    sums = gathered(torch.stack([value.reshape(-1).view(torch.uint8).sum(dtype=torch.int64) for value in values]).tolist())
+    different = [number for number, other in enumerate(sums) if other != sums[0]]
+    if different:
+        raise CheckFailedError(
+            f"processes hold other weights than process 0: {', '.join(map(str, different))}",
+            next="every machine needs the same versions, the same data and the same file to start from",
+        )
+
+
+class StopVote:
+    """Whether any process was asked to stop. The votes go with a message that is sent anyway.
+
+    On a GPU the count is read one step late, so that no step waits for it; on all processes alike.
+    """
+
+    def __init__(self, wanted: Callable[[], bool], device: torch.device) -> None:
+        self.wanted = wanted
+        self.ballot = torch.zeros(1, device=device)
+        self._before: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def cast(self) -> list[Tensor]:
+        """This process's vote (1,), to be averaged in place over all; one process alone has nobody to tell."""
+        return [self.ballot.fill_(float(self.wanted()))] if processes() > 1 else []
+
+    def passed(self) -> bool:
+        """To be asked once after each averaging."""
+        if processes() == 1:
+            return self.wanted()
+        if self.ballot.device.type == "cpu":
+            return bool(self.ballot > 0)
+        before, self._before = self._before, (torch.empty(1, pin_memory=True), torch.cuda.Event())  # type: ignore[no-untyped-call]
+        self._before[0].copy_(self.ballot, non_blocking=True)
+        self._before[1].record()
+        if before is None:
+            return False
+        before[1].synchronize()
+        return bool(before[0] > 0)
