@@ -72,8 +72,11 @@ class PooledAttack:
         """Forwards and backwards that an example which nothing breaks costs; what is left to do is estimated from it."""
         raise NotImplementedError
 
-    def slots(self, images: int, chunk: int) -> float:
-        """Passes, of idle rows too, for images that nothing breaks, in a pool of chunk rows: a run is in one at a time."""
+    def slots(self, images: int, chunk: int, *, repeatable: bool = True) -> float:
+        """Passes, of idle rows too, for images that nothing breaks, in a pool of chunk rows: a run is in one at a time.
+
+        repeatable: whether the surrogate answers alike when asked twice, so that it may be asked ahead.
+        """
         return chunk * math.ceil(images * self.runs / chunk) * self.passes / self.runs
 
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:

@@ -45,8 +45,10 @@ class Square(PooledAttack):
     def passes(self) -> int:
         return self.queries + 2
 
-    def slots(self, images: int, chunk: int) -> float:
+    def slots(self, images: int, chunk: int, *, repeatable: bool = True) -> float:
         """Rows that would idle look ahead. Query q raises about one margin in 2 sqrt(q), and with it half of the looks ahead are lost."""
+        if not repeatable:
+            return super().slots(images, chunk)
         return images * self.passes + (-images % chunk) * math.sqrt(self.queries) / 2
 
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:

@@ -47,6 +47,7 @@ def train_command(
                 "cost",
                 f"{plan.forwards:g} forwards and {plan.backwards:g} backwards an image and step, {plan.forward_gflops:.4g} GFLOP a forward",
             ),
+            *(("probe", line) for line in plan.notes),
             ("one step", f"{plan.seconds:.2f} s on {plan.device}, the first, so an upper estimate"),
         ]
         print_json(facts) if json else terminal.show_dry_run(

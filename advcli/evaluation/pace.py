@@ -14,10 +14,13 @@ from advcli.evaluation.entries import Entry
 
 
 class Pace:
-    """seconds: of one pass of one image, for each entry; attacks differ in precision and in what they do beside the network."""
+    """seconds: of one pass of one image, for each entry; attacks differ in precision and in what they do beside the network.
 
-    def __init__(self, entries: Sequence[Entry], seconds: Sequence[float], chunk: int) -> None:
-        self.entries, self.seconds, self.chunk = entries, seconds, chunk
+    repeatable: whether the network answers alike when asked twice, so that idle rows may ask ahead.
+    """
+
+    def __init__(self, entries: Sequence[Entry], seconds: Sequence[float], chunk: int, *, repeatable: bool = True) -> None:
+        self.entries, self.seconds, self.chunk, self.repeatable = entries, seconds, chunk, repeatable
 
     def left(self, number: int, spent: int, due: int, standing: int) -> float:
         """Seconds still to come while entry `number` runs, if nothing breaks from now on.
@@ -26,16 +29,21 @@ class Pace:
         broken, of those it was to attack;
         standing: images that nothing has broken.
         """
-        here = max(0.0, slots(self.entries[number], due, self.chunk) - spent) * self.seconds[number]
+        here = max(0.0, self._slots(self.entries[number], due) - spent) * self.seconds[number]
         for later, entry in enumerate(self.entries[number + 1 :], number + 1):
-            here += slots(entry, min(standing, entry.sample or standing), self.chunk) * self.seconds[later]
+            here += self._slots(entry, min(standing, entry.sample or standing)) * self.seconds[later]
         return here
 
+    def _slots(self, entry: Entry, images: int) -> float:
+        return slots(entry, images, self.chunk, repeatable=self.repeatable)
 
-def slots(entry: Entry, images: int, chunk: int) -> float:
+
+def slots(entry: Entry, images: int, chunk: int, *, repeatable: bool = True) -> float:
     """Passes, of idle rows too, for images that nothing breaks."""
     attack = entry.attack
-    return attack.slots(images, chunk) if images and isinstance(attack, PooledAttack) else float(images * attack.passes)
+    if not images or not isinstance(attack, PooledAttack):
+        return float(images * attack.passes)
+    return attack.slots(images, chunk, repeatable=repeatable)
 
 
 def measure(entries: Sequence[Entry], surrogate: Callable[[Entry], Surrogate], task: Task, chunk: int) -> list[float]:

@@ -93,7 +93,8 @@ class Run:
             stored = shards.stored(self.ledger, [entry.name for entry in self.entries], set(self.images.index[mine].tolist()))
             self._look_for_signs()
             task = self._task(self.entries[0], torch.arange(len(alive), device=alive.device), logits)
-            self.pace = Pace(self.entries, measure(self.entries, self._surrogate, task, self.job.chunk), self.job.chunk)
+            seconds = measure(self.entries, self._surrogate, task, self.job.chunk)
+            self.pace = Pace(self.entries, seconds, self.job.chunk, repeatable=self._repeatable)
             standing = int(correct.sum())
             passes = int(right.sum()) * sum(entry.attack.passes for entry in self.entries)
             self.watcher.planned(len(self.entries), passes, self.pace.left(0, 0, standing, standing))
@@ -195,20 +196,24 @@ class Run:
                 none = torch.zeros_like(part)
                 yield Attempt(part, found, none, forwards, backwards, none, none, torch.ones_like(found.broken))
 
+    @property
+    def _repeatable(self) -> bool:
+        """Whether the network answers alike when asked twice, in whatever company."""
+        return not (self.traits.random or self.traits.companions)
+
     def _surrogate(self, entry: Entry) -> Surrogate:
         """What the attack follows: another network, this one through a view, or what is judged."""
         if entry.source is not None:
             return Surrogate(self.sources[entry.source].trace, self.cost)
         precision = self.search.precision_of(entry)
         model, error = self.followed[precision], self.search.error(precision)
-        repeatable = not (self.traits.random or self.traits.companions)
         if entry.view is not None and isinstance(model, Network):
-            return ViewedSurrogate(model, entry.view, self.cost, error=error, repeatable=repeatable)
+            return ViewedSurrogate(model, entry.view, self.cost, error=error, repeatable=self._repeatable)
         passed = entry.surrogate == "substituted" or (entry.surrogate == "expected" and bool(self.traits.operations))
         trace = substituted(model.trace) if passed else model.trace
         if entry.surrogate == "expected":
             return ExpectedSurrogate(trace, self.cost, apart=self.traits.random == "row")
-        return Surrogate(trace, self.cost, error=error, repeatable=repeatable)
+        return Surrogate(trace, self.cost, error=error, repeatable=self._repeatable)
 
     def _passes(self) -> tuple[int, int]:
         return self.cost.forwards, self.cost.backwards

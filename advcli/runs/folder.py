@@ -98,11 +98,11 @@ def stored_recipe(folder: Path) -> Recipe | None:
 
 
 def check_same(stored: Recipe, given: Recipe, folder: Path) -> None:
-    """ResumeError with every difference, unless given continues stored. A field left to `auto` takes the stored decision."""
+    """ResumeError with every difference, unless given continues stored. A field that was decided keeps its decision."""
     rows = [
         f"{'.'.join(key)}: {old!r} in the run, {new!r} now"
         for key, old, new in differences(stored, given)
-        if key not in _MAY_DIFFER and not (key in _DECIDED and new == "auto")
+        if key not in _MAY_DIFFER and not (key in _DECIDED and _asked_for(old, new))
     ]
     if rows:
         raise ResumeError(
@@ -112,12 +112,18 @@ def check_same(stored: Recipe, given: Recipe, folder: Path) -> None:
         )
 
 
+def _asked_for(stored: object, given: object) -> bool:
+    """Whether a stored decision is what became of the given field: of `auto`, or of blocks that could not be compiled."""
+    return given == "auto" or (given is True and stored is False)
+
+
 def as_decided(recipe: Recipe, stored: Recipe) -> Recipe:
     """The recipe with what was decided for the run whose recipe is stored."""
     train = {name: getattr(stored.train, name) for part, name in _DECIDED if part == "train"}
     changed: dict[str, object] = {"train": recipe.train.model_copy(update=train)}
     if recipe.craft is not None and stored.craft is not None:
-        changed["craft"] = recipe.craft.model_copy(update={"precision": stored.craft.precision})
+        own = stored.craft.precision
+        changed["craft"] = recipe.craft.model_copy(update={"precision": own if own != "auto" else stored.train.precision})
     return recipe.model_copy(update=changed)
 
 

@@ -16,6 +16,7 @@ from advcli.draws import Draws
 from advcli.gates.whole import processes
 from advcli.models import Network, frozen
 from advcli.training import distributed
+from advcli.training.compilation import called_plainly
 from advcli.training.device import computing
 
 _CHUNK = 250
@@ -58,7 +59,7 @@ def measure(
     attack = Pgd(threat, attack_loss("ce", aux_weight), steps=steps, step_size=threat.eps / 4)
     size = math.ceil(len(split) / math.ceil(len(split) / _CHUNK))
     rows: dict[int, dict[str, float]] = {}
-    with frozen(model), computing("fp32", split.labels.device):
+    with frozen(model), called_plainly(model), computing("fp32", split.labels.device):
         judge = Judge(model, chunk=size)
         for number, batch in enumerate(chunks(split, size)):
             if stop():

@@ -17,22 +17,25 @@ from advcli.attacks.losses import attack_loss
 from advcli.data import Batch, Moment, batches
 from advcli.gates.whole import processes
 from advcli.models import FastCopy, Network, batch_norm_state_kept
+from advcli.objectives import Crafted
 from advcli.recipe import Recipe
 from advcli.recipe.schema import crafting_precision
-from advcli.training.compilation import compile_blocks
+from advcli.training.compilation import called_plainly, compile_blocks
 from advcli.training.cost import FLOOR, forward_flops
 from advcli.training.device import computing, plain_precision
 from advcli.training.setup import Assembly
 
 _GAIN = 1.15  # how much quicker a candidate must be, so that noise of the clock decides nothing
-_AGREEMENT = 0.8  # wrong arithmetic gives 0.5 of the signs and no cosine; sound bfloat16 0.93 and more, on untrained networks too
+_SIGNS = 0.8  # wrong arithmetic gives 0.5; sound bfloat16 0.95 and more
+_COSINE = 0.5  # of any one layer's; wrong arithmetic gives 0; sound bfloat16 0.75 and more, on untrained networks
 _ROUNDS = 3
 _IMAGES = 32  # of the first batch, on a CPU; a CUDA device is asked what it does with the whole of it
 
 
 @dataclass(frozen=True)
 class Trial:
-    """seconds: medians of one go. agreement: share of gradient signs (craft), or cosine of the weights' gradients (train)."""
+    """seconds: medians of one go. agreement: share of equal signs in the images' gradient (craft), or the least cosine between the
+    gradients of one layer's weights (train, compile)."""
 
     part: str
     candidate: str
@@ -43,7 +46,8 @@ class Trial:
 
     @property
     def taken(self) -> bool:
-        return self.agreement >= _AGREEMENT and self.plain_seconds >= _GAIN * self.seconds
+        needed = _SIGNS if self.part == "craft" else _COSINE
+        return self.agreement >= needed and self.plain_seconds >= _GAIN * self.seconds
 
     def __str__(self) -> str:
         gain, verdict = self.plain_seconds / self.seconds, "taken" if self.taken else "not taken"
@@ -52,7 +56,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Settled:
-    """recipe: every `auto` replaced. notes: what was not tried, and why. compile_seconds: of the first compiled pass, if any."""
+    """recipe: every `auto` replaced. notes: what was not tried, and why. compile_seconds: of the first compiled passes, if any."""
 
     recipe: Recipe
     trials: tuple[Trial, ...] = ()
@@ -88,11 +92,11 @@ class _Probe:
         self.parts.model.eval()
         small = forward_flops(self.parts.model, self.batch.images[:1]) < FLOOR
         if small:
-            self.notes.append(f"a network of under {FLOOR / 1e6:g} MFLOP is all overhead: {self.plain}, nothing was probed")
+            self.notes.append(f"a network of under {FLOOR / 1e6:g} MFLOP is all overhead: {self.plain}, no precision was probed")
         self.parts.model.train()
         craft = self._craft(small=small)
         train = self._train(craft, small=small)
-        compiled = self._compile(craft, small=small)
+        compiled = self._compile(craft, train, small=small)
         return Settled(self._resolved(craft, train, compiled), tuple(self.trials), tuple(self.notes), self.compile_seconds)
 
     def _asked(self) -> bool:
@@ -111,14 +115,14 @@ class _Probe:
         if asked != "auto" or not self.parts.objective.crafts_on_a_copy or small:
             return self.plain if asked == "auto" else asked
         ways = {name: self._gradient_of(name, FastCopy(self.parts.model, _kind(name)).network) for name in (self.plain, "bf16")}
-        return self._choose("craft", ways, lambda a, b: float((a.sign() == b.sign()).double().mean()))
+        return self._choose("craft", ways, lambda a, b: float((a[0].sign() == b[0].sign()).double().mean()))
 
-    def _gradient_of(self, precision: str, network: Network) -> Callable[[], Tensor]:
+    def _gradient_of(self, precision: str, network: Network) -> Callable[[], list[Tensor]]:
         """The cross-entropy's gradient at the images, on a frozen copy."""
 
-        def gradient() -> Tensor:
+        def gradient() -> list[Tensor]:
             with computing(precision, self.device, autocast=False):
-                return Surrogate(network.trace).gradient(attack_loss("ce"), self.batch.images, self.batch.labels, {})[0]
+                return [Surrogate(network.trace).gradient(attack_loss("ce"), self.batch.images, self.batch.labels, {})[0]]
 
         return gradient
 
@@ -126,25 +130,31 @@ class _Probe:
         asked = self.recipe.train.precision
         if asked != "auto" or small:
             return self.plain if asked == "auto" else asked
+        crafted = self._crafted(craft)
+        return self._choose("train", {name: self._scored(name, crafted) for name in (self.plain, "bf16")}, _least_cosine)
+
+    def _crafted(self, craft: str) -> Crafted:
         parts = self.parts
         attacked = FastCopy(parts.model, _kind(craft)).network if parts.objective.crafts_on_a_copy else parts.model
         with computing(craft, self.device, autocast=False), batch_norm_state_kept(parts.model):
-            crafted = parts.objective.craft(attacked, self.batch, self.moment)
-        weights = [weight for weight in parts.model.parameters() if weight.requires_grad]
+            return parts.objective.craft(attacked, self.batch, self.moment)
 
-        def scored(precision: str) -> Callable[[], Tensor]:
-            def gradient() -> Tensor:
-                with batch_norm_state_kept(parts.model), batch_norm_state_kept(parts.objective), computing(precision, self.device):
-                    total = parts.objective.loss(parts.model, self.batch, crafted, self.moment).total
-                    gradients = torch.autograd.grad(total, weights, allow_unused=True)
-                return torch.cat([value.flatten() for value in gradients if value is not None])
+    def _scored(self, precision: str, crafted: Crafted) -> Callable[[], list[Tensor]]:
+        """The loss's gradient by the weights of each layer."""
+        parts = self.parts
+        weights = [weight for weight in parts.model.parameters() if weight.requires_grad and weight.dim() > 1]
 
-            return gradient
+        def gradient() -> list[Tensor]:
+            with batch_norm_state_kept(parts.model), batch_norm_state_kept(parts.objective), computing(precision, self.device):
+                total = parts.objective.loss(parts.model, self.batch, crafted, self.moment).total
+                gradients = torch.autograd.grad(total, weights, allow_unused=True)
+            return [value for value in gradients if value is not None]
 
-        ways = {name: scored(name) for name in (self.plain, "bf16")}
-        return self._choose("train", ways, lambda a, b: float(F.cosine_similarity(a.double(), b.double(), dim=0)))
+        return gradient
 
-    def _choose(self, part: str, ways: dict[str, Callable[[], Tensor]], agreement: Callable[[Tensor, Tensor], float]) -> str:
+    def _choose(
+        self, part: str, ways: dict[str, Callable[[], list[Tensor]]], agreement: Callable[[list[Tensor], list[Tensor]], float]
+    ) -> str:
         """The candidate, ways' second, where it is enough quicker than the plain first and agrees with it."""
         (plain, one), (candidate, other) = ways.items()
         agrees = agreement(one(), other())  # these first goes warm up, too
@@ -152,38 +162,49 @@ class _Probe:
         self.trials.append(Trial(part, candidate, plain, seconds[1], seconds[0], agrees))
         return candidate if self.trials[-1].taken else plain
 
-    def _seconds(self, *ways: Callable[[], Tensor]) -> list[float]:
+    def _seconds(self, *ways: Callable[[], list[Tensor]]) -> list[float]:
         """Medians, the candidates taking turns."""
         spent: list[list[float]] = [[] for _ in ways]
         for _ in range(_ROUNDS):
             for way, times in zip(ways, spent, strict=True):
                 began = time.perf_counter()
-                float(way().sum())  # reading a number waits for the device
+                float(way()[-1].sum())  # reading a number waits for the device
                 times.append(time.perf_counter() - began)
         return [statistics.median(times) for times in spent]
 
-    def _compile(self, craft: str, *, small: bool) -> bool:
+    def _compile(self, craft: str, train: str, *, small: bool) -> bool:
         """Whether blocks are compiled: where that was asked for and works, or, on a CUDA device, where it is quicker."""
-        asked = self.recipe.train.compile
+        asked, model = self.recipe.train.compile, self.parts.model
         if asked is False or (asked == "auto" and (small or self.device.type != "cuda")):
             return False
-        network = FastCopy(self.parts.model, _kind(craft)).network
-        compiled = FastCopy(self.parts.model, _kind(craft)).network
-        compile_blocks(compiled)
-        eager, fast = self._gradient_of(craft, network), self._gradient_of(craft, compiled)
+        copy, crafted = FastCopy(model, _kind(craft)).network, self._crafted(craft)
+        crafting, scoring = self._gradient_of(craft, copy), self._scored(train, crafted)
+
+        def compiled() -> list[Tensor]:
+            return [*(crafting() if self.parts.objective.crafts_on_a_copy else ()), *scoring()]
+
+        def eager() -> list[Tensor]:
+            with called_plainly(model), called_plainly(copy):
+                return compiled()
+
         began = time.perf_counter()
         try:
-            gradient = fast()
+            for network in (model, copy):
+                compile_blocks(network)
+            agrees = _least_cosine(eager(), compiled())
         except Exception as error:  # a compiler has many ways to fail, and training goes on without it
             reason = str(error).strip().splitlines()
             self.notes.append(f"blocks are not compiled: {reason[0] if reason else type(error).__name__}")
+            compile_blocks(model, undo=True)
             return False
         self.compile_seconds = round(time.perf_counter() - began, 3)
         self.notes.append(f"compiling the blocks took {self.compile_seconds:.0f} s")
-        if asked is True:
-            return True
-        agrees = float((eager().sign() == gradient.sign()).double().mean())
-        seconds = self._seconds(eager, fast)
+        taken = asked is True or self._quicker(eager, compiled, agrees)
+        compile_blocks(model, undo=True)  # the step does it itself, out of torch's cache
+        return taken
+
+    def _quicker(self, eager: Callable[[], list[Tensor]], compiled: Callable[[], list[Tensor]], agrees: float) -> bool:
+        seconds = self._seconds(eager, compiled)
         self.trials.append(Trial("compile", "compiled", "eager", seconds[1], seconds[0], agrees))
         return self.trials[-1].taken
 
@@ -197,3 +218,9 @@ class _Probe:
 
 def _kind(precision: str) -> Any:
     return "bf16" if precision == "bf16" else "folded"
+
+
+def _least_cosine(a: list[Tensor], b: list[Tensor]) -> float:
+    """Of each tensor of one to its twin."""
+    pairs = zip(a, b, strict=True)
+    return min(float(F.cosine_similarity(x.double().flatten(), y.double().flatten(), dim=0)) for x, y in pairs)

@@ -103,16 +103,20 @@ def _ready(folder: Path | None, recipe: Recipe, out: Path | None, settled: Settl
     if folder is None or not folder.is_dir():
         folder = folders.create(recipe.name, out)
     if settled is not None:
-        atomic.write_json(folder / "probe.json", settled.receipt())
         folders.store_recipe(folder, settled.recipe)
+        atomic.write_json(folder / "probe.json", settled.receipt())
     return folder
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a training would be. forwards, backwards: per image and step, counted on one real step; seconds: of that step."""
+    """What a training would be. forwards, backwards: per image and step, counted on one real step; seconds: of that step.
+
+    notes: how `auto` was settled.
+    """
 
     recipe: Recipe
+    notes: tuple[str, ...]
     device: str
     parameters: int
     train_images: int
@@ -126,26 +130,28 @@ class DryRun:
 
 
 def dry_run(recipe: Recipe, *, device: str) -> DryRun:
-    """Resolve, assemble, and run one step; nothing is written."""
+    """Resolve, assemble, and run one step, after another one where blocks are compiled first; nothing is written."""
     where = pick_device(device)
     parts = assemble(recipe, where)
-    parts = replace(parts, recipe=settle(parts).recipe)
-    recipe = parts.recipe
+    settled = settle(parts)
+    parts, recipe = replace(parts, recipe=settled.recipe), settled.recipe
     batch = next(
         batches(parts.data.train, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=0, augmentations=recipe.data.augment)
     )
     parts.model.eval()
     flops = forward_flops(parts.model, batch.images[:1])
     parts.model.train()
-    started = time.monotonic()
     teachers = [module for module in parts.objective.modules() if isinstance(module, Network)]
-    step = step_of(parts)
+    step, moment = step_of(parts), Moment(recipe.seed, 0, 0, 0.0)
+    if recipe.train.compile is True:
+        float(step(batch, moment)["loss"])
+    started = time.monotonic()
     with passes(*step.networks, *teachers) as cost:
-        scalars = step(batch, Moment(recipe.seed, 0, 0, 0.0))
-        float(scalars["loss"])  # waits for the device
+        float(step(batch, moment)["loss"])  # a number, so the device is done
     seconds = time.monotonic() - started
     return DryRun(
         recipe=recipe,
+        notes=tuple(settled.lines()),
         device=str(where),
         parameters=sum(p.numel() for p in parts.model.parameters()),
         train_images=len(parts.data.train),

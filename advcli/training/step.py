@@ -23,8 +23,8 @@ class Step:
 
     Crafting runs on a frozen copy of the network in eval mode, batch norm folded into the convolutions, that is given the
     weights at the start of each step; on the network itself where the objective crafts in train mode. precision: what scoring
-    computes in (fp32, tf32, bf16); craft: the copy, whose images, stem and logits are float32 even in bf16. compiled: blocks
-    through torch.compile.
+    computes in (fp32, tf32, bf16); craft: the copy, whose images, stem and logits are float32 even in bf16. What crafting notes of
+    clean images, such as the features that move prototypes, is the copy's too. compiled: blocks through torch.compile.
     """
 
     def __init__(

@@ -103,3 +103,10 @@ def test_a_whole_run_tells_what_is_left_in_the_work_that_it_then_does(
     assert 0.75 <= left / (total - spent) <= 1.25
     assert heard.rows[-1][1] <= 0.05 * total
     assert all(before[0] <= after[0] for before, after in pairwise(heard.rows))
+
+
+def test_a_network_that_may_not_be_asked_ahead_leaves_rows_idle() -> None:
+    """Square on 10 images and 128 rows: every query is a whole chunk."""
+    square = entry(Square(Threat("linf", 0.1)))
+    assert slots(square, 10, 128, repeatable=False) == 128 * square.attack.passes
+    assert slots(square, 10, 128) < 15 * square.attack.passes

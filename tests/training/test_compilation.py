@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advcli.models import Architecture, FastCopy, Network, build
 from advcli.recipe.schema import AttributionSpan
-from advcli.training.compilation import compile_blocks
+from advcli.training.compilation import called_plainly, compile_blocks
 
 pytestmark = [
     pytest.mark.slow,
@@ -67,3 +67,15 @@ def test_a_compiled_network_trains_like_the_plain_one() -> None:
     for one, other in zip(plain.buffers(), compiled.buffers(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
     assert compiled.get_submodule("layer1.0")._compiled_call_impl is not None
+
+
+def test_what_is_called_plainly_does_not_pass_the_compiler() -> None:
+    made = network().eval()
+    compile_blocks(made)
+    calls = {name: module._compiled_call_impl for name, module in made.named_modules()}
+    with called_plainly(made):
+        assert all(module._compiled_call_impl is None for module in made.modules())
+    assert {name: module._compiled_call_impl for name, module in made.named_modules()} == calls
+    assert sum(call is not None for call in calls.values()) == 8
+    compile_blocks(made, undo=True)
+    assert all(module._compiled_call_impl is None for module in made.modules())

@@ -98,13 +98,28 @@ def test_wrong_arithmetic_is_refused(tiny: Callable[..., Recipe], looks: None, m
 
     def broken(self: Any, precision: str, network: Any) -> Any:
         gradient = real(self, precision, network)
-        return (lambda: torch.randn_like(gradient())) if precision == "bf16" else gradient
+        return (lambda: [torch.randn_like(value) for value in gradient()]) if precision == "bf16" else gradient
 
     monkeypatch.setattr(probe._Probe, "_gradient_of", broken)
     settled = settle(parts(tiny(*BIG)))
     assert settled.recipe.craft is not None
     assert settled.recipe.craft.precision == "fp32"
     assert settled.trials[0].agreement < 0.6
+
+
+def test_one_wrong_layer_is_enough(tiny: Callable[..., Recipe], looks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small among all weights: here the stem's, whose gradient is turned round."""
+    slower(monkeypatch, {"craft": 0.1, "train": 0.1})
+    real = probe._Probe._scored
+
+    def broken(self: Any, precision: str, crafted: Any) -> Any:
+        gradient = real(self, precision, crafted)
+        return (lambda: [-gradient()[0], *gradient()[1:]]) if precision == "bf16" else gradient
+
+    monkeypatch.setattr(probe._Probe, "_scored", broken)
+    settled = settle(parts(tiny(*BIG)))
+    assert settled.recipe.train.precision == "fp32"
+    assert settled.trials[1].agreement < -0.5
 
 
 def test_what_the_recipe_says_is_not_probed(tiny: Callable[..., Recipe], looks: None) -> None:
@@ -120,13 +135,44 @@ def test_crafting_in_train_mode_has_no_precision_of_its_own(tiny: Callable[..., 
 
 
 def test_a_compiler_that_fails_is_told_and_done_without(tiny: Callable[..., Recipe], looks: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_blocks(network: Any) -> None:
-        network.trace = lambda *args: (_ for _ in ()).throw(RuntimeError("no C++ compiler\nlong trace"))
+    def compile_blocks(network: Any, *, undo: bool = False) -> None:
+        if not undo:
+            raise RuntimeError("no C++ compiler\nlong trace")
 
     monkeypatch.setattr(probe, "compile_blocks", compile_blocks)
     settled = settle(parts(tiny(*BIG, "train.compile=true")))
     assert settled.recipe.train.compile is False
     assert "blocks are not compiled: no C++ compiler" in settled.notes
+
+
+def test_a_run_that_could_not_compile_goes_on_by_the_same_command(
+    tmp_path: Path, tiny: Callable[..., Recipe], silent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "compile_blocks", lambda network, undo=False: undo or 1 / 0)
+    out, recipe = tmp_path / "run", tiny("train.compile=true")
+    first = session.run(recipe, silent, out=out, resume=False, device="cpu")
+    assert session.run(recipe, silent, out=out, resume=True, device="cpu").best_epoch == first.best_epoch
+    with pytest.raises(ResumeError, match=r"train\.compile"):
+        folders.check_same(tiny("train.compile=true"), tiny("train.compile=false"), out)
+
+
+def test_a_kill_before_the_receipt_of_the_probe_loses_nothing_else(
+    tmp_path: Path, tiny: Callable[..., Recipe], silent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.atomic, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            session.run(tiny(), silent, out=tmp_path / "run", resume=False, device="cpu")
+    session.run(tiny(), silent, out=tmp_path / "run", resume=True, device="cpu")
+
+
+def test_crafting_of_a_run_from_before_it_had_a_precision_computes_as_scoring_did(tiny: Callable[..., Recipe]) -> None:
+    decided = folders.as_decided(tiny(), tiny("train.precision=bf16"))
+    assert decided.craft is not None
+    assert (decided.train.precision, decided.craft.precision) == ("bf16", "bf16")
 
 
 def test_decisions_are_stored_and_kept_on_resume(

@@ -11,7 +11,7 @@ import torch
 from advcli.data import Batch, DataSet, Moment, Split
 from advcli.models import Architecture, Network, build
 from advcli.objectives import Objective, build_objective
-from advcli.recipe import Recipe
+from advcli.recipe import Recipe, load
 from advcli.training.step import Step
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -148,6 +148,36 @@ def test_crafting_on_the_copy_is_crafting_on_the_network(name: str) -> None:
         assert same == (name == "standard")
     if name != "standard":
         assert not torch.equal(seen[0][1], seen[2][1])
+
+
+@pytest.mark.parametrize("method", ["again", "ancra", "cas", "stayfocused"])
+def test_gates_of_the_copy_stand_as_those_of_the_network(method: str) -> None:
+    """Probes, prototypes and classifier rows of the present step, in float64, gates before pooling and inside where they may be."""
+    site = "[layer2,features]" if method in ("again", "cas") else "[features]"
+    small = ["model.arch=small-cnn", "data={name: digits}", "threat.eps=0.1", "craft.steps=2", f"model.gates.0.at={site}"]
+    recipe = load(method, [*small, *(["objective.terms.0.patch=2"] if method == "stayfocused" else [])])
+    model = build(Architecture("small-cnn", 0.25, 4, 1, 8, gates=recipe.model.gates), seed=0).train().double()
+    made = build_objective(recipe).double()
+    none = Split(torch.empty(0, 1, 8, 8), torch.empty(0), torch.empty(0))
+    made.setup(model, DataSet(none, none, ()))
+    groups = [{"params": list(model.parameters())}, *made.parameter_groups()]
+    step, batch = Step(model, made, torch.optim.SGD(groups, lr=0.5)), example()
+    batch, seen = batch._replace(images=batch.images.double()), []
+    real = made.craft
+
+    def craft(attacked: Network, *rest: Any) -> Any:
+        seen.append((real(attacked, *rest), real(model, *rest)))
+        return seen[-1][0]
+
+    made.craft = craft  # type: ignore[method-assign]
+    for number in range(3):
+        step(batch, Moment(0, 99, number, 0.0))
+    for near, exact in seen:
+        torch.testing.assert_close(near.x_adv, exact.x_adv, rtol=0, atol=1e-9)
+        assert near.extra.keys() == exact.extra.keys()
+        for name in near.extra:
+            torch.testing.assert_close(near.extra[name], exact.extra[name], rtol=0, atol=1e-9)
+    assert not torch.equal(seen[0][0].x_adv, seen[2][0].x_adv)
 
 
 def test_crafting_in_train_mode_is_on_the_network_itself() -> None:

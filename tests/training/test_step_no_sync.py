@@ -41,14 +41,14 @@ def batch(n: int = 8) -> Batch:
     return Batch(torch.rand(n, 1, 8, 8, device=META), labels, torch.arange(n, device=META))
 
 
-def step(method: str, *overrides: str) -> tuple[Step, Any]:
+def step(method: str, *overrides: str, craft: str = "fp32") -> tuple[Step, Any]:
     recipe = load(method, [*SMALL, *METHODS[method], *overrides])
     model = build(Architecture("small-cnn", 0.25, 10, 1, 8, None, None, 1, recipe.model.gates), 0).to(META).train()
     made = build_objective(recipe).to(META)
     nothing = Split(torch.empty(0, 1, 8, 8, device=META), torch.empty(0), torch.empty(0))
     made.setup(model, DataSet(nothing, nothing, ()))
     groups = [{"params": list(model.parameters())}, *made.parameter_groups()]
-    return Step(model, made, torch.optim.SGD(groups, lr=0.1, momentum=0.9)), model
+    return Step(model, made, torch.optim.SGD(groups, lr=0.1, momentum=0.9), craft=craft), model
 
 
 @pytest.mark.parametrize("negatives", ["random", "soft", "hard", "targeted"])
@@ -57,10 +57,11 @@ def test_no_choice_of_negatives_waits(negatives: str) -> None:
     made(batch(), Moment(0, 99, 99, 0.5))
 
 
+@pytest.mark.parametrize("craft", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", METHODS)
-def test_no_method_waits(method: str) -> None:
+def test_no_method_waits(method: str, craft: str) -> None:
     """Epoch 99: after every ramp, warm-up and replay. While ARREST replays, it does wait, to spare whom it does not attack."""
-    made, model = step(method)
+    made, model = step(method, craft=craft)
     scalars = made(batch(), Moment(0, 99, 99, 0.5))
     assert all(value.device == META for value in scalars.values())
     ema.update(ema.averaged_copy(model), model, 0.9)
