@@ -114,7 +114,7 @@ def test_a_kill_at_any_moment_changes_nothing(
     moments = guarded(recipe, tmp_path / "whole", silent, None)
     expected = promised(tmp_path / "whole")
     selected = sum(event["selected"] for event in log.read(tmp_path / "whole" / "metrics.jsonl"))
-    writes, lines = 1 + 6 + 2 * 2 + selected, 2 * 2  # recipe, state a step, last and state an epoch, model; two logs
+    writes, lines = 2 + 6 + 2 * 2 + selected, 2 * 2  # recipe and probe, state a step, last and state an epoch, model; two logs
     assert moments == 2 * 6 + 3 * writes + 3 * lines
     wrong = []
     for falls_at in range(moments):
