@@ -85,7 +85,9 @@ def examine(recipe: Recipe | None, device: str, data_root: str | None, watch: Ca
         "compile": _compile(torch),
         "backends": seen.attempt("torch.distributed cannot be asked", lambda: _backends(torch), "train in one process") if torch else [],
         "extras": [_extra(*row) for row in _EXTRAS],
-        "data": seen.attempt("data sets cannot be looked for", lambda: _data(data_root), "name a readable folder with --data-root"),
+        "data": seen.attempt(
+            "data sets cannot be looked for", lambda: _data(data_root), "name a readable folder with --data-root or in ADVCLI_DATA"
+        ),
         "disk": seen.attempt("the disk cannot be asked", lambda: _disk(seen), "see that this folder is there and readable"),
     }
     if recipe is not None and torch:
