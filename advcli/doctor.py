@@ -1,7 +1,7 @@
 """What this machine can do for advcli, what stands in its way, and how long a recipe would take.
 
-Nothing here may fail on an odd machine: what cannot be found out is a problem with its way out, or is left out. torch is imported
-inside, since it may be what is broken.
+Nothing here may fail on an odd machine: what cannot be found out is a problem with its way out, or is left out. Only a device that was
+asked for and is not there is refused, before anything is looked at. torch is imported inside, since it may be what is broken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import advcli
-from advcli.errors import AdvcliError, DataError
+from advcli.errors import AdvcliError, DataError, UsageError
 from advcli.recipe import Recipe
 
 _EXTRAS = (  # module, package, what it is for
@@ -59,34 +59,40 @@ class Examination:
             return None
 
     def attempt(self, what: str, go: Callable[[], Any], next: str) -> Any:
-        """What go gives, or None and a problem: drivers and kernels have errors of their own kinds."""
+        """What go gives, or None and a problem: drivers and kernels have errors of their own kinds, a refusal has its own words."""
         try:
             return go()
-        except AdvcliError:
-            raise
+        except AdvcliError as error:
+            self.problem(f"{error.where}: {error.what}" if error.where else error.what, error.next or next)
         except Exception as error:
             self.problem(f"{what}: {_first_line(error)}", next)
-            return None
+        return None
 
 
 def examine(recipe: Recipe | None, device: str, data_root: str | None, watch: Callable[[str], None]) -> dict[str, Any]:
-    """Everything found out, as one object for --json. recipe: whose time is estimated, on one or two real steps."""
+    """Everything found out, as one object for --json. recipe: whose time is estimated, on six real steps.
+
+    Raises UsageError for a device that is not there, and for nothing else.
+    """
     seen = Examination()
     torch = seen.module("torch", _TORCH)
+    where = _chosen(device, seen) if torch else None
     result: dict[str, Any] = {
         "versions": _versions(torch, seen),
         "system": platform.platform(),
         "devices": _devices(torch, seen) if torch else [],
-        "bf16": _bf16(device, seen) if torch else None,
+        "bf16": _bf16(where, seen) if torch else None,
         "compile": _compile(torch),
         "backends": seen.attempt("torch.distributed cannot be asked", lambda: _backends(torch), "train in one process") if torch else [],
         "extras": [_extra(*row) for row in _EXTRAS],
-        "data": _data(Path(data_root).expanduser() if data_root else _default_root()),
-        "disk": _disk(seen),
+        "data": seen.attempt(
+            "data sets cannot be looked for", lambda: _data(data_root), "name a readable folder with --data-root or in ADVCLI_DATA"
+        ),
+        "disk": seen.attempt("the disk cannot be asked", lambda: _disk(seen), "see that this folder is there and readable"),
     }
     if recipe is not None and torch:
         tried, next = (
-            partial(_recipe, recipe, device, data_root, seen, watch),
+            partial(_recipe, recipe, where, data_root, seen, watch),
             "mend what is named above, or take a smaller train.batch_size",
         )
         result["recipe"] = seen.attempt("the recipe's steps fail", tried, next)
@@ -96,6 +102,19 @@ def examine(recipe: Recipe | None, device: str, data_root: str | None, watch: Ca
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def _chosen(name: str, seen: Examination) -> Any:
+    """The torch.device; where `auto` finds a GPU that fails, it is a problem, and the rest is asked of the CPU."""
+    from advcli.training.device import pick_device
+
+    try:
+        return pick_device(name)
+    except UsageError as error:
+        if name != "auto":
+            raise
+        seen.problem(error.what, "see the driver's version with nvidia-smi, or compute with --device cpu")
+        return pick_device("cpu")
 
 
 def _versions(torch: Any, seen: Examination) -> dict[str, str | None]:
@@ -150,12 +169,10 @@ def _memory() -> int | None:
     return None
 
 
-def _bf16(device: str, seen: Examination) -> dict[str, Any] | None:
+def _bf16(where: Any, seen: Examination) -> dict[str, Any] | None:
     """Whether bfloat16 convolutions are quicker than float32's here, and whether they compute the same."""
-    from advcli.training.device import pick_device
     from advcli.training.machine import low_convolutions
 
-    where = pick_device(device)
     next = "train.precision=fp32 craft.precision=fp32 does without them"
     measured = seen.attempt("bfloat16 convolutions fail", lambda: low_convolutions(where), next)
     if measured is None:
@@ -192,31 +209,30 @@ def _default_root() -> Path:
     return Path(os.environ.get("ADVCLI_DATA") or Path.home() / ".cache" / "advcli" / "data")
 
 
-def _data(root: Path) -> dict[str, Any]:
+def _data(data_root: str | None) -> dict[str, Any]:
+    root = Path(data_root).expanduser() if data_root else _default_root()
     found = {"digits": True} | {name: any((root / mark).is_file() for mark in marks) for name, marks in _DATA}
     return {"root": str(root), "found": found}
 
 
 def _disk(seen: Examination) -> dict[str, Any]:
     here = Path.cwd()
-    free = seen.attempt("the disk cannot be asked", lambda: shutil.disk_usage(here).free, "see that this folder is there and readable")
-    if free is not None and free < _ROOM:
+    free = shutil.disk_usage(here).free
+    if free < _ROOM:
         seen.problem(f"{free / 1e9:.1f} GB are free here, where runs are written", "make room, or write elsewhere with --out")
     return {"folder": str(here), "free_bytes": free}
 
 
-def _recipe(recipe: Recipe, device: str, data_root: str | None, seen: Examination, watch: Callable[[str], None]) -> Any:
-    """The benchmark of two steps; nothing is downloaded: where the data set is missing, random images take its place."""
+def _recipe(recipe: Recipe, where: Any, data_root: str | None, seen: Examination, watch: Callable[[str], None]) -> Any:
+    """The benchmark at its shortest, six steps; nothing is downloaded: where the data set is missing, random images take its place."""
+    from advcli.data.synthetic import can_stand_in
     from advcli.training import throughput
-    from advcli.training.device import pick_device
 
     data = recipe.data.model_copy(update={"download": False} | ({"root": data_root} if data_root else {}))
     recipe = recipe.model_copy(update={"data": data})
     how = throughput.How(rounds=1, seconds=0.0, made_up=False, watch=watch)
     try:
-        return throughput.run(recipe, pick_device(device), how)
+        return throughput.run(recipe, where, how)
     except DataError as error:
         seen.problem(f"{data.name}: {error.what}", error.next)
-    if data.name == "folder":
-        return None
-    return throughput.run(recipe, pick_device(device), replace(how, made_up=True))
+    return throughput.run(recipe, where, replace(how, made_up=True)) if can_stand_in(data) else None

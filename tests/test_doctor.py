@@ -120,6 +120,56 @@ def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0.5 GB are free here" in problems(examine())
 
 
+def test_a_folder_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> Path:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(doctor.Path, "cwd", gone)
+    found = examine()
+    assert "the disk cannot be asked: [Errno 2]" in problems(found)
+    assert found["disk"] is None
+
+
+def test_a_data_root_that_may_not_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(data_root: str | None) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor, "_data", unreadable)
+    found = examine()
+    assert problems(found) == "data sets cannot be looked for: [Errno 13] Permission denied"
+    assert found["data"] is None
+    assert found["disk"]["free_bytes"] > 0
+
+
+def test_a_gpu_that_fails_is_named_and_the_processor_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from advcli.errors import UsageError
+    from advcli.training import device
+
+    kept = device.pick_device
+
+    def pick(name: str) -> torch.device:
+        if name == "auto":
+            raise UsageError("device 'cuda' cannot be used: CUDA error: out of memory")
+        return kept(name)
+
+    monkeypatch.setattr(device, "pick_device", pick)
+    found = doctor.examine(None, "auto", None, lambda text: None)
+    assert problems(found) == "device 'cuda' cannot be used: CUDA error: out of memory"
+    assert found["bf16"]["device"] == "cpu"
+
+
+def test_a_refusal_keeps_its_own_way_out() -> None:
+    from advcli.errors import CheckpointError
+
+    def refuse(next: str) -> None:
+        raise CheckpointError("there is no file", where="x", next=next)
+
+    seen = doctor.Examination()
+    for next in ("convert it", ""):
+        assert seen.attempt("the recipe's steps fail", lambda next=next: refuse(next), "a general way out") is None
+    assert seen.problems == [{"what": "x: there is no file", "next": next} for next in ("convert it", "a general way out")]
+
+
 def test_data_sets_are_found_where_they_lie(tmp_path: Path) -> None:
     for mark in ("cifar-10-batches-py/data_batch_1", "tiny-imagenet-200/wnids.txt"):
         (tmp_path / mark).parent.mkdir()

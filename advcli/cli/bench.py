@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,8 @@ def bench(
         str | None,
         typer.Argument(
             metavar="[RECIPE|CKPT]",
-            help="A recipe; with --attacks a model.safetensors or its folder, left out: the newest under runs/.",
+            help="A recipe; left out with --peers: pgd-at, trades, ancra; with --attacks a model.safetensors or its folder, "
+            "left out: the newest under runs/.",
             show_default=False,
         ),
     ] = None,
@@ -33,7 +35,7 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="With --attacks: aa, fast or pgd-20; with --peers: shipped, fp32 or bf16. Repeatable.",
+            help="With --attacks: aa, fast or pgd-20; with --peers: shipped (fp32 comes with it), fp32 or bf16. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -64,36 +66,72 @@ def bench(
         raise UsageError(f"{option} is about {kind}", where=option, next=next)
     if attacks and overrides:
         raise UsageError("a checkpoint has no fields to change", where=overrides[0], next="leave --attacks out to measure a recipe")
-    if not attacks and what is None:
-        raise UsageError("nothing to measure was named", next="advcli bench pgd-at, or advcli bench --attacks")
+    if not attacks:
+        what, overrides = _recipe_and_changes(what, overrides or [])
+        _check_recipe(what, peers=peers)
     if not attacks and not peers and only:
         raise UsageError("--only chooses rows of --peers or --attacks", where="--only", next="advcli bench RECIPE --peers --only fp32")
     watch = _silent if quiet else _say
+    results: Iterable[Any]
     if attacks:
         options = {"n": n, "seed": seed, "norm": norm, "eps": eps, "batch_size": batch_size, "data_root": data_root}
-        result, show = _attacks(what, only, rounds, device, watch, options)
+        results, show = _attacks(what, only, rounds, device, watch, options)
     else:
         how = {"rounds": rounds, "seconds": seconds, "made_up": synthetic, "watch": watch}
-        result, show = _training(str(what), overrides or [], only or [], device, how, peers=peers)
-    print_json(result) if json else show(result, markdown=markdown)
+        results, show = _training(what, overrides or [], only or [], device, how, peers=peers)
+    if json:
+        found = list(results)
+        print_json({"recipes": found} if peers and what is None else found[0])
+        return
+    for number, result in enumerate(results):
+        if number:
+            typer.echo()
+        show(result, markdown=markdown)
 
 
-def _training(name: str, overrides: list[str], only: list[str], device: str, how: dict[str, Any], *, peers: bool) -> tuple[Any, Any]:
+def _recipe_and_changes(what: str | None, overrides: list[str]) -> tuple[str | None, list[str]]:
+    """`bench --peers a.b=c` names no recipe: its first word is a change."""
+    if what is not None and re.match(r"~[\w.]+$|[\w.]+=", what) and not Path(what).exists():
+        return None, [what, *overrides]
+    return what, overrides
+
+
+def _check_recipe(what: str | None, *, peers: bool) -> None:
+    """UsageError where there is none and none can be left out, or where a checkpoint was named."""
+    if what is None and not peers:
+        raise UsageError("nothing to measure was named", next="advcli bench pgd-at, advcli bench --peers or advcli bench --attacks")
+    if what is not None and (Path(what).suffix == ".safetensors" or (Path(what) / "model.safetensors").is_file()):
+        raise UsageError(f"{what} is a checkpoint, and speed of training is a recipe's", where=what, next=f"advcli bench --attacks {what}")
+
+
+def _training(
+    name: str | None, overrides: list[str], only: list[str], device: str, how: dict[str, Any], *, peers: bool
+) -> tuple[Iterable[Any], Any]:
+    """A result for each recipe, as soon as it is measured; name left out: those that have peers. Misfits are refused before the first."""
     from advcli.recipe import load
 
-    recipe = load(name, overrides)
+    recipes = [load(each, overrides) for each in ([name] if name else _with_peers())]
     from advcli.report import speed
     from advcli.training import side_by_side, throughput
     from advcli.training.device import pick_device
 
-    if peers:
-        return side_by_side.run(recipe, pick_device(device), only, throughput.How(**how)), speed.show_peers
-    return throughput.run(recipe, pick_device(device), throughput.How(**how)), speed.show_training
+    where, manner = pick_device(device), throughput.How(**how)
+    if not peers:
+        return (throughput.run(recipe, where, manner) for recipe in recipes), speed.show_training
+    for recipe in recipes:
+        side_by_side.check(recipe, only)
+    return (side_by_side.run(recipe, where, only, manner) for recipe in recipes), speed.show_peers
+
+
+def _with_peers() -> Sequence[str]:
+    from advcli.training.matching import RECIPES
+
+    return RECIPES
 
 
 def _attacks(
     what: str | None, only: list[str] | None, rounds: int, device: str, watch: Callable[[str], None], options: dict[str, Any]
-) -> tuple[Any, Any]:
+) -> tuple[Iterable[Any], Any]:
     from advcli.evaluation import bench, session
     from advcli.report import speed
     from advcli.report.progress import AttackProgress
@@ -102,7 +140,7 @@ def _attacks(
     path = session.find_checkpoint(Path(what) if what is not None else None)
     asked = session.Options(path, "aa", device=device, search="auto", **options)
     job = session.job(asked, AttackProgress(quiet=watch is _silent))
-    return bench.run(job, tuple(only or bench.ATTACKS), rounds, pick_device(device), watch), speed.show_attacks
+    return [bench.run(job, tuple(only or bench.ATTACKS), rounds, pick_device(device), watch)], speed.show_attacks
 
 
 def _say(text: str) -> None:

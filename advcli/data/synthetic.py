@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from advcli.data.datasets import DataSet, Split
-from advcli.errors import UsageError
+from advcli.errors import AdvcliError, DataError, UsageError
 from advcli.recipe.schema import Data
 
 
@@ -41,9 +41,24 @@ def shape_of(data: Data) -> Shape:
 
 
 def planned_images(data: Data) -> int:
-    """Training images that the recipe would have, its validation taken out."""
-    count = shape_of(data).images
-    return min(data.limit or count, count) - data.validation
+    """Training images that the recipe would have, its validation taken out. DataError where that leaves none, as `load` has it."""
+    published = shape_of(data).images
+    count = min(data.limit or published, published)
+    if data.validation >= count:
+        raise DataError(
+            f"validation would take {data.validation} of {count} training images: nothing is left to train on",
+            where=f"data.validation of {data.name}",
+            next=f"set data.validation to at most {count // 2}",
+        )
+    return count - data.validation
+
+
+def can_stand_in(data: Data) -> bool:
+    """Whether random images can take the place of what the recipe names."""
+    try:
+        return planned_images(data) > 0
+    except AdvcliError:
+        return False
 
 
 def synthetic(data: Data, images: int, seed: int = 0) -> DataSet:

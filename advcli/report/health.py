@@ -35,10 +35,11 @@ def _facts(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "bf16", f"convolutions on {low['device']} {low['gain']:.2f} x as fast as in float32, gradients agree to {low['cosine']:.4f}"
     yield "compile", _compile(result["compile"])
     yield "processes", f"several can train together over {', '.join(result['backends'])}" if result["backends"] else "one alone"
-    yield "data", f"{result['data']['root']}: {_listed(result['data']['found'])}"
+    if result["data"]:
+        yield "data", f"{result['data']['root']}: {_listed(result['data']['found'])}"
     for extra in result["extras"]:
         yield extra["package"], f"{extra['version'] or 'not installed'}; for {extra['for']}"
-    if result["disk"]["free_bytes"] is not None:
+    if result["disk"]:
         yield "disk", f"{result['disk']['free_bytes'] / 1e9:,.0f} GB free in {result['disk']['folder']}"
     if result.get("recipe"):
         yield "recipe", _recipe(result["recipe"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -11,7 +11,8 @@ from advcli.report.progress import duration
 from advcli.report.terminal import OUT, literal, percent
 
 _AS = {"as shipped": "shipped", "same numerics": "fp32", "same numerics, bf16": "bf16"}  # as --only calls them
-_IN = {"as shipped": "as shipped", "same numerics": "in float32", "same numerics, bf16": "in bfloat16"}
+_IN = {"same numerics": "in float32", "same numerics, bf16": "in bfloat16"}
+_PRECISIONS = {"fp32": "float32", "tf32": "TF32", "bf16": "bf16"}
 _PHASES = {
     "data": "batch",
     "craft": "crafting",
@@ -41,15 +42,14 @@ def show_peers(result: Mapping[str, Any], *, markdown: bool = False) -> None:
         cost = "/".join(f"{row['F'][side]:.0f}" for side in ("ours", "theirs"))
         rows.append([row["peer"], _AS[row["numerics"]], *_times(row), cost])
     _table(["beside", "as", "ours s", "theirs s", "ratio", "F"], rows, left=2, markdown=markdown)
-    settled = result["precision"].get("as shipped")
-    if settled:
-        theirs = "float32" if result["hardware"]["device"] == "cpu" else "float32, TF32 in convolutions"
-        _say(f"shipped: ours crafts in {settled['craft']}, scores in {settled['train']}; theirs eager {theirs}")
-    _say("fp32: both eager in float32; bf16: both eager in bfloat16, theirs by autocast")
+    for line in _numerics(result):
+        _say(line)
+    _say("in all rows ours attacks in eval mode, batch norm folded, and lies channels last")
+    _say("theirs: their loops, rewritten from their description")
     _say("ratio: theirs over ours, round by round; F: forwards a step costs, ours/theirs")
     _end(result)
     for peer in dict.fromkeys(row["peer"] for row in result["rows"]):
-        gains = [f"{row['ratio']['median']:.2f} x {_IN[row['numerics']]}" for row in result["rows"] if row["peer"] == peer]
+        gains = [f"{row['ratio']['median']:.2f} x {_under(row['numerics'], result)}" for row in result["rows"] if row["peer"] == peer]
         OUT.print(f"[bold]{literal(peer)}: {', '.join(gains)}[/bold]")
 
 
@@ -80,6 +80,31 @@ def show_training(result: Mapping[str, Any], *, markdown: bool = False) -> None:
 def recipe_time(estimate: Mapping[str, Any]) -> str:
     total, steps, measuring = (duration(estimate[key]) for key in ("total", "training", "measuring"))
     return f"the whole recipe: about {total}: {estimate['steps']:,.0f} steps in {steps}, measurements at most {measuring}"
+
+
+def _numerics(result: Mapping[str, Any]) -> Iterator[str]:
+    """What the rows that are there compute in."""
+    precision = result["precision"]
+    if "as shipped" in precision:
+        settled = precision["as shipped"]
+        yield f"shipped: ours crafts in {settled['craft']}, scores in {settled['train']}; theirs eager {_their_precision(result)}"
+    if "same numerics" in precision:
+        yield "fp32: both eager in float32"
+    if "same numerics, bf16" in precision:
+        yield "bf16: both eager in bfloat16, theirs by autocast"
+
+
+def _under(numerics: str, result: Mapping[str, Any]) -> str:
+    """A ratio's numerics in words, with both sides' precisions where they may differ."""
+    if numerics in _IN:
+        return _IN[numerics]
+    settled = result["precision"][numerics]
+    ours = " and ".join(dict.fromkeys(_PRECISIONS[settled[part]] for part in ("craft", "train")))
+    return f"{numerics} (ours {ours}, theirs {_their_precision(result)})"
+
+
+def _their_precision(result: Mapping[str, Any]) -> str:
+    return "float32" if result["hardware"]["device"] == "cpu" else "float32 with TF32"
 
 
 def _phases(spent: Mapping[str, Any]) -> list[list[str]]:

@@ -26,11 +26,16 @@ PEERS = (
     Peer("ANCRA", ancra_loop, "ancra"),
 )
 
+RECIPES = tuple(dict.fromkeys(peer.recipe for peer in PEERS))
+"""The shipped recipes that have peers."""
+
 
 def same_method(recipe: Recipe) -> str | None:
     """The shipped recipe whose method this recipe is, of those that have peers; None: no peer does the same."""
     part, craft = recipe.objective, recipe.craft
     if craft is None or recipe.threat.norm != "linf" or craft.batch_norm != "eval" or recipe.model.fusion or part.wrapper:
+        return None
+    if recipe.train.ema is not None:  # none of the loops averages its weights
         return None
     gates = {gate.name for gate in recipe.model.gates if not gate.open}
     terms = getattr(part, "terms", ())

@@ -1,8 +1,10 @@
 """Our optimiser step beside others': the same first weights and batches, taking turns, in one process.
 
-Each peer gets up to three rows. `as shipped`: ours with whatever `auto` settles on, theirs eager, as they run it. `same numerics`:
-both eager in float32. `same numerics, bf16`: both eager with bfloat16, theirs by autocast and channels last. Only rows of the
-same numerics tell what an algorithm saves.
+Each peer gets up to three rows. `as shipped`: ours with whatever `auto` settles on, theirs eager, as they run it; never without the
+next. `same numerics`: both eager in float32. `same numerics, bf16`: both eager with bfloat16, theirs by autocast and channels last.
+
+Same numerics means the same precision, not the same layout: in every row ours attacks a copy in eval mode, batch norm folded into its
+convolutions, and lies channels last. So those rows tell what algorithm and layout save together, without what precision adds.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from advcli.training import throughput
 from advcli.training.cost import FlopMeter, forward_flops
 from advcli.training.device import computing
 from advcli.training.machine import hardware
-from advcli.training.matching import PEERS, Peer, plan, same_method
+from advcli.training.matching import PEERS, RECIPES, Peer, plan, same_method
 from advcli.training.peers import Plan
 from advcli.training.probe import settle
 from advcli.training.setup import Assembly, assemble
@@ -48,11 +50,10 @@ def check(recipe: Recipe, only: Sequence[str]) -> list[Peer]:
         raise UsageError(f"there are no rows {unknown[0]!r}", where="--only", next=f"with --peers there are {', '.join(NUMERICS)}")
     method = same_method(recipe)
     if method is None:
-        names = ", ".join(dict.fromkeys(peer.recipe for peer in PEERS))
         raise UsageError(
             f"no peer's loop trains as {recipe.name} does",
             where="--peers",
-            next=f"advcli bench pgd-at --peers; there are peers for {names} as shipped, on any data set and network",
+            next=f"advcli bench --peers takes {', '.join(RECIPES)}, which have peers as shipped, on any data set and network",
         )
     return [peer for peer in PEERS if peer.recipe == method]
 
@@ -67,11 +68,17 @@ class Contest:
     plan: Plan
 
 
+def rows_of(only: Sequence[str]) -> list[str]:
+    """The numerics asked for; empty: all. float32 comes with `shipped`, whose two sides differ in precision."""
+    wanted = {*only, "fp32"} if "shipped" in only else {*(only or NUMERICS)}
+    return [name for name in NUMERICS if name in wanted]
+
+
 def run(recipe: Recipe, device: torch.device, only: Sequence[str], how: How) -> dict[str, Any]:
-    """A row for each installed peer that does the same as the recipe, and for each numerics of `only` (empty: all)."""
+    """A row for each installed peer that does the same as the recipe, and for each numerics of `only` (see `rows_of`)."""
     peers = check(recipe, only)
     installed = [peer for peer in peers if peer.package is None or importable(peer.package)]
-    asked = [name for name in NUMERICS if not only or name in only]
+    asked = rows_of(only)
     parts = throughput.gathered(recipe, device, made_up=how.made_up)
     with closing(batches(parts.data.train, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=0)) as stream:
         shown = list(itertools.islice(stream, _BATCHES))

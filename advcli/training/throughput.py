@@ -15,13 +15,14 @@ import torch
 from advcli.attacks import Surrogate
 from advcli.attacks.losses import attack_loss
 from advcli.data import Batch, Moment, batches
-from advcli.data.synthetic import planned_images, synthetic
+from advcli.data.synthetic import can_stand_in, planned_images, synthetic
 from advcli.errors import DataError
 from advcli.measures import quartiles
 from advcli.models import frozen
 from advcli.recipe import Recipe
 from advcli.recipe.schema import NegativeContrast, crafting_precision, selection_steps
 from advcli.runs.checkpoint import versions
+from advcli.training import ema
 from advcli.training.cost import FlopMeter, forward_flops
 from advcli.training.device import computing
 from advcli.training.machine import hardware, peak, peak_memory
@@ -43,6 +44,8 @@ class Trainer:
     def __init__(self, parts: Assembly, step: Step | None = None, stream: Iterator[Batch] | None = None) -> None:
         """step: its recipe's, which is settled, where left out. stream: batches without end; left out: the recipe's own."""
         self.parts, self.step = parts, step or step_of(parts)
+        self.decay = parts.recipe.train.ema
+        self.average = ema.averaged_copy(parts.model) if self.decay is not None else None
         self.epoch = parts.recipe.schedule.epochs - 1
         self.number = self.epoch * parts.steps_per_epoch
         self.batches = stream or self._batches()
@@ -54,10 +57,13 @@ class Trainer:
             yield from batches(split, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=epoch, augmentations=recipe.data.augment)
 
     def advance(self, batch: Batch) -> torch.Tensor:
-        """One step; its loss, still on the device."""
+        """One step, the average of the weights with it where the recipe keeps one; its loss, still on the device."""
         moment = Moment(self.parts.recipe.seed, self.epoch, self.number, self.epoch / self.parts.recipe.schedule.epochs)
         self.number += 1
-        return self.step(batch, moment)["loss"]
+        loss = self.step(batch, moment)["loss"]
+        if self.average is not None and self.decay is not None:
+            ema.update(self.average, self.parts.model, float(self.decay))
+        return loss
 
     def run(self, steps: int) -> float:
         """The last step's loss, when the device is done."""
@@ -94,13 +100,13 @@ class How:
 
 
 def run(recipe: Recipe, device: torch.device, how: How) -> dict[str, Any]:
-    """Everything that is known of a recipe's speed here, after a warm-up of three steps."""
+    """Everything that is known of a recipe's speed here, after a warm-up of three steps; precision is chosen first, as in training."""
     watch, start = how.watch, dict[str, float]()
     parts = noted(start, "assembly", lambda: gathered(recipe, device, made_up=how.made_up))
-    watch("counting what a step costs at least")
-    floor = count(parts)
     watch("choosing precision")
     settled = noted(start, "probe", lambda: settle(parts))
+    watch("counting what a step costs at least")
+    floor = count(parts)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainer = Trainer(replace(parts, recipe=settled.recipe))
@@ -152,14 +158,17 @@ def precision_of(recipe: Recipe) -> dict[str, str]:
 
 
 def gathered(recipe: Recipe, device: torch.device, *, made_up: bool) -> Assembly:
-    """All parts of a recipe, on random images where asked; DataError says how to do without the data set."""
+    """All parts of a recipe, on random images where asked; DataError says how to do without the data set, where that can be done."""
     if made_up:
         images = min(planned_images(recipe.data), max(_SYNTHETIC, 2 * recipe.train.batch_size))
         return assemble(recipe, device, synthetic(recipe.data, images))
     try:
         return assemble(recipe, device)
     except DataError as error:
-        raise DataError(error.what, where=error.where, next=f"{error.next}; or --synthetic, which measures on random images") from None
+        if not can_stand_in(recipe.data):
+            raise
+        next = f"{error.next}; or advcli bench with --synthetic, which measures on random images"
+        raise DataError(error.what, where=error.where, next=next) from None
 
 
 def clocked(go: Callable[[], object]) -> float:

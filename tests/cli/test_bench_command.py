@@ -22,6 +22,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("ADVCLI_DATA", str(tmp_path / "no data"))
     monkeypatch.setattr(throughput, "peak", lambda device, precision: 1e10)
+    monkeypatch.setattr(throughput, "_SYNTHETIC", 32)
 
 
 def advcli_(*arguments: object) -> Any:
@@ -48,7 +49,13 @@ def shown(*arguments: object) -> list[str]:
     ("arguments", "said"),
     [
         ([], "nothing to measure was named"),
-        (["--peers"], "nothing to measure was named"),
+        ([], "advcli bench --peers or advcli bench --attacks"),
+        (["data.name=digits"], "nothing to measure was named"),
+        (["model.safetensors"], "next advcli bench --attacks model.safetensors"),
+        (["model.safetensors", "--peers"], "model.safetensors is a checkpoint"),
+        (["--peers", "--only", "tf32"], "there are no rows 'tf32'"),
+        (["--peers", "optim.lrr=1"], "unknown key optim.lrr"),
+        (["--peers", "craft.loss=margin"], "no peer's loop trains as pgd-at does"),
         (["quickstart", "--n", "50"], "--n is about attacks"),
         (["quickstart", "--batch-size", "8"], "a recipe says it as train.batch_size=..."),
         (["quickstart", "--peers", "--eps", "0.1"], "a recipe says it as threat.eps=..."),
@@ -120,7 +127,7 @@ def test_three_peers_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         for numerics in ("as shipped", "same numerics", "same numerics, bf16")
     ]
-    precision = {"as shipped": {"craft": "bf16", "train": "bf16"}}
+    precision = {row["numerics"]: {"craft": "bf16", "train": "bf16"} for row in rows}
     result = {"recipe": "pgd-at", "arch": "resnet18", "data": {"name": "cifar10", "synthetic": True}, "batch_size": 128, "rounds": 5}
     result |= {"steps": 1, "rows": rows, "precision": precision, "missing": ["torchattacks", "foolbox"], "versions": {"torch": "2.15"}}
     result |= {"hardware": {"device": "cuda", "name": "a processor", "threads": 2}}
@@ -129,8 +136,60 @@ def test_three_peers_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = capture.get().splitlines()
     assert max(map(len, lines)) <= 80
     assert sum(line.startswith("robust_overfitting") for line in lines) == 4
-    assert lines[-1] == "robust_overfitting: 23.46 x as shipped, 23.46 x in float32, 23.46 x in bfloat16"
+    ends = "robust_overfitting: 23.46 x as shipped (ours bf16, theirs float32 with TF32), 23.46 x in float32, 23.46 x in bfloat16"
+    assert " ".join(" ".join(lines[-2:]).split()) == ends
     assert "23.46 [20.12, 30.43]" in lines[3]
+
+
+def test_a_run_folder_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.safetensors").touch()
+    assert "next advcli bench --attacks run" in refused(2, "bench", "run")
+
+
+def test_a_ratio_as_shipped_is_never_shown_without_its_precisions_and_the_row_in_float32(tiny_overrides: tuple[str, ...]) -> None:
+    changes = ("objective={name: trades}", "craft.loss=kl", "craft.start=normal", "craft.precision=bf16", "train.precision=fp32")
+    lines = shown("bench", "quickstart", *tiny_overrides, *changes, "--peers", "--only", "shipped", *QUICK)
+    text = " ".join(" ".join(lines).split())
+    assert [line.split()[1] for line in lines if line.startswith("TRADES ")] == ["shipped", "fp32"]
+    assert " x as shipped (ours bf16 and float32, theirs float32), " in text
+    assert text.endswith(" x in float32")
+    assert "ours attacks in eval mode, batch norm folded, and lies channels last" in text
+    assert "rewritten from their description" in text
+
+
+def test_only_rows_that_are_there_are_explained(tiny_overrides: tuple[str, ...]) -> None:
+    changes = ("objective={name: trades}", "craft.loss=kl", "craft.start=normal")
+    text = " ".join(shown("bench", "quickstart", *tiny_overrides, *changes, "--peers", "--only", "fp32", *QUICK))
+    assert "fp32: both eager in float32" in text
+    assert "bf16" not in text
+    assert "shipped" not in text
+
+
+def test_peers_alone_takes_each_recipe_that_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipes as shipped but for the changes, one table after the other, or one object with all."""
+    from advcli.training import side_by_side
+
+    monkeypatch.setattr(side_by_side, "importable", lambda package: False)
+    small = ("model.width=0.125", "train.batch_size=4", "craft.steps=1")
+    arguments = ("bench", "--peers", *small, "--synthetic", "--only", "fp32", *QUICK)
+    lines = shown(*arguments)
+    heads = [line.partition(":")[0] for line in lines if "random images in the shape of cifar10" in line]
+    assert heads == ["pgd-at", "trades", "ancra"]
+    assert [line.partition(":")[0] for line in lines if line.endswith(" x in float32")] == ["robust_overfitting", "TRADES", "ANCRA"]
+    found = json.loads(advcli_(*arguments, "--json").stdout)["recipes"]
+    assert [(one["recipe"], one["rows"][0]["peer"]) for one in found] == [
+        ("pgd-at", "robust_overfitting"),
+        ("trades", "TRADES"),
+        ("ancra", "ANCRA"),
+    ]
+
+
+def test_too_much_validation_is_refused_on_random_images_too() -> None:
+    said = refused(3, "bench", "quickstart", "--synthetic", "data.validation=2000", *QUICK)
+    assert "validation would take 2000 of 1437 training images" in said
+    assert "set data.validation to at most 718" in said
+    assert "--synthetic" not in refused(3, "bench", "quickstart", "data.validation=2000", *QUICK)  # which would not help
 
 
 def test_doctor_says_what_is_there(tmp_path: Path) -> None:
@@ -161,5 +220,35 @@ def test_doctor_names_a_missing_data_set_and_goes_on_without() -> None:
     assert done.stdout.splitlines()[-1] == "1 problem"
 
 
-def test_doctor_refuses_what_is_no_recipe() -> None:
+def test_doctor_refuses_what_is_no_recipe_or_no_device() -> None:
     assert "did you mean quickstart?" in refused(2, "doctor", "quikstart")
+    assert "device 'cuda:99' cannot be used" in refused(2, "doctor", "--device", "cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "next"),
+    [
+        ("train.batch_size=100000", "train.batch_size: a batch of 100000, but only", "train.batch_size="),
+        ("model.init=nothere.safetensors", "nothere.safetensors: there is no such model file", ""),
+        ("data.validation=2000", "digits: validation would take 2000 of 1437", "set data.validation to at most 718"),
+    ],
+)
+def test_doctor_of_a_recipe_that_is_refused_says_the_rest(change: str, said: str, next: str) -> None:
+    done = advcli_("doctor", "quickstart", change, "--device", "cpu", "--quiet", "--json")
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert found["versions"]["torch"]
+    assert found["data"]["found"]["digits"]
+    (problem,) = found["problems"]
+    assert said in problem["what"]
+    assert problem["next"].startswith(next)
+    assert problem["next"]
+
+
+@pytest.mark.parametrize("root", ["~nosuchuser/x", "x" * 300])
+def test_doctor_goes_on_where_data_cannot_be_looked_for(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown("doctor", "--data-root", root, "--device", "cpu", "--quiet")
+    assert any(line.startswith("problem data sets cannot be looked for: ") for line in lines)
+    assert any(line.startswith("disk") for line in lines)
+    monkeypatch.setenv("ADVCLI_DATA", "x" * 300)
+    assert shown("doctor", "--device", "cpu", "--quiet")[-1] == "1 problem"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advcli.data.synthetic import SHAPES, planned_images, shape_of, synthetic
-from advcli.errors import UsageError
+from advcli.data.synthetic import SHAPES, can_stand_in, planned_images, shape_of, synthetic
+from advcli.errors import DataError, UsageError
 from advcli.recipe.schema import DATA_SETS, Data
 
 
@@ -39,6 +39,21 @@ def test_limit_and_validation_are_taken_off() -> None:
     assert planned_images(Data(name="cifar10")) == 49_000
     assert planned_images(Data(name="cifar10", limit=2000, validation=500)) == 1500
     assert planned_images(Data(name="cifar10", limit=90_000, validation=0)) == 50_000
+
+
+def test_validation_that_leaves_nothing_is_refused_in_the_words_of_the_real_data() -> None:
+    from advcli.data import load
+
+    data = Data(name="digits", limit=1200, validation=1200)
+    said: list[str] = []
+    for refuse in (lambda: load(data, 0), lambda: planned_images(data)):
+        with pytest.raises(DataError) as error:
+            refuse()
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    assert not can_stand_in(data)
+    assert can_stand_in(Data(name="digits", limit=1200, validation=1199))
+    assert not can_stand_in(Data(name="folder", root="x"))
 
 
 def test_a_folder_has_no_known_shape() -> None:

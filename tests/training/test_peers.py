@@ -148,6 +148,7 @@ METHODS: list[tuple[str, list[str], str | None]] = [
     ("pgd-at", ["objective.clean_pass=true"], None),
     ("pgd-at", ["craft.batch_norm=train"], None),
     ("pgd-at", ["craft.loss=margin"], None),
+    ("pgd-at", ["train.ema=0.99"], None),
     ("trades", ["craft.loss=ce"], None),
     ("ancra", ["objective.terms=[]"], None),
     ("ancra", ["objective.terms.0.negatives=random"], None),

@@ -56,6 +56,19 @@ def test_only_some_rows(tiny: Callable[..., Recipe]) -> None:
     assert "as shipped" not in found["precision"]
 
 
+@pytest.mark.parametrize(
+    ("only", "rows"),
+    [
+        ([], ["shipped", "fp32", "bf16"]),
+        (["shipped"], ["shipped", "fp32"]),
+        (["bf16", "shipped"], ["shipped", "fp32", "bf16"]),
+        (["bf16"], ["bf16"]),
+    ],
+)
+def test_the_row_in_float32_comes_with_the_one_as_shipped(only: list[str], rows: list[str]) -> None:
+    assert side_by_side.rows_of(only) == rows
+
+
 def test_all_begin_with_the_same_weights(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting moves the weights of a network that nobody races."""
     first: dict[str, torch.Tensor] = {}

@@ -108,6 +108,32 @@ def test_measuring_leaves_the_objective_and_the_optimiser_as_they_were(tiny: Cal
     assert not parts.optimizer._optimizer_step_pre_hooks
 
 
+def test_precision_is_chosen_on_the_first_weights(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in training: counting takes a step, and comes after."""
+    seen: list[torch.Tensor] = []
+
+    def probe(parts: Assembly) -> Any:
+        seen.append(parts.model.linear.weight.detach().clone())
+        return settle(parts)
+
+    monkeypatch.setattr(throughput, "settle", probe)
+    throughput.run(tiny(), CPU, how(rounds=1))
+    assert torch.equal(seen[0], assemble(tiny(), CPU).model.linear.weight)
+
+
+def test_the_average_of_weights_is_part_of_a_step(tiny: Callable[..., Recipe]) -> None:
+    """Half of the first weights and half of those after one step; nothing is averaged where the recipe does not."""
+    parts = assemble(tiny("train.ema=0.5"), CPU)
+    trainer = Trainer(throughput.replace(parts, recipe=settle(parts).recipe))
+    before = parts.model.linear.weight.detach().clone()
+    trainer.run(1)
+    after = parts.model.linear.weight.detach()
+    assert not torch.equal(before, after)
+    assert trainer.average is not None
+    torch.testing.assert_close(trainer.average.linear.weight, (before + after) / 2)
+    assert Trainer(assemble(tiny("train.precision=fp32", "craft.precision=fp32"), CPU)).average is None
+
+
 def test_a_trainer_goes_on_through_epochs(tiny: Callable[..., Recipe]) -> None:
     """Three steps an epoch: the fourth and on come from another order of the images, and every step moves the weights."""
     parts = assemble(tiny(), CPU)
@@ -134,6 +160,9 @@ def test_a_missing_data_set_says_how_to_do_without(monkeypatch: pytest.MonkeyPat
     assert "--synthetic" in error.value.next
     with pytest.raises(UsageError, match="no known shape"):
         throughput.gathered(load("pgd-at", ["data.name=folder", "data.root=x"]), CPU, made_up=True)
+    with pytest.raises(DataError) as error:  # for a folder nothing can stand in
+        throughput.gathered(load("pgd-at", ["data.name=folder", f"data.root={tmp_path / 'x'}"]), CPU, made_up=False)
+    assert "--synthetic" not in error.value.next
 
 
 def test_a_round_is_as_long_as_asked() -> None:
