@@ -39,6 +39,7 @@ def train_command(
         plan = session.dry_run(recipe, device=device)
         facts = {**dataclasses.asdict(plan), "recipe": plan.recipe.model_dump(mode="json")}
         total = duration(plan.seconds * plan.steps)
+        alone = "; the whole batch on one process" if launch.launched() else ""
         rows = [
             ("parameters", f"{plan.parameters:,}"),
             ("images", f"{plan.train_images:,} to train on, {plan.validation_images:,} held out"),
@@ -48,7 +49,7 @@ def train_command(
                 f"{plan.forwards:g} forwards and {plan.backwards:g} backwards an image and step, {plan.forward_gflops:.4g} GFLOP a forward",
             ),
             *(("probe", line) for line in plan.notes),
-            ("one step", f"{plan.seconds:.2f} s on {plan.device}, the first, so an upper estimate"),
+            ("one step", f"{plan.seconds:.2f} s on {plan.device}, the first, so an upper estimate{alone}"),
         ]
         print_json(facts) if json else terminal.show_dry_run(
             dump(plan.recipe), rows, f"about {total} of steps, measurements not counted; no run folder was made"

@@ -12,6 +12,7 @@ from advcli.evaluation.radii import summarise
 from advcli.evaluation.session import Options
 from advcli.evaluation.stored import open_evaluation
 from advcli.evaluation.suites import suite
+from advcli.training import distributed
 
 
 def is_list(eps: str | None) -> bool:
@@ -22,7 +23,7 @@ def run(options: Options, watcher: Watcher) -> dict[str, Any]:
     """The report of a curve. Every radius is checked before any is attacked; smaller ones come first."""
     suite(options.suite, options.engine)
     folders, seconds = [], 0.0
-    for text in _ascending(options, watcher):
+    for text in distributed.in_turn(lambda: _ascending(options, watcher)):
         out = options.out / f"eps-{text.replace('/', '_')}" if options.out else None
         folder, report = session.run(replace(options, eps=text, out=out), _Labelled(watcher, text))
         folders.append(folder)

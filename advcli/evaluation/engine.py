@@ -15,6 +15,7 @@ from advcli.evaluation.summary import summarise
 from advcli.runs import atomic
 from advcli.runs.ledger import Ledger
 from advcli.training import distributed
+from advcli.training.interrupt import termination_interrupts
 
 
 def evaluate(job: Job, folder: Path | None, watcher: Watcher, *, device: torch.device, resume: bool) -> tuple[Path, dict[str, Any]]:
@@ -28,7 +29,8 @@ def evaluate(job: Job, folder: Path | None, watcher: Watcher, *, device: torch.d
     _check_alike(identity, folder)
     if not distributed.lead(lambda: _claim(folder, identity, ledger, resume=resume)):
         try:
-            Run(job, identity, ledger, watcher, device).finish(folder)
+            with termination_interrupts():
+                Run(job, identity, ledger, watcher, device).finish(folder)
         except KeyboardInterrupt:
             what = "interrupted; every finished image is saved"
             raise InterruptedRunError(what, where=str(folder), next="the same command with --resume goes on from there") from None

@@ -49,8 +49,8 @@ class Run:
         self.sources = [source.network.to(device).eval() for source in job.sources]
         probe = to_float(pick(self.images, _PROBE, job.seed).images[:])
         self.traits = inspect(self.model, probe, len(job.loaded.header["classes"]), str(job.loaded.path))
-        if self.traits.random and processes() > 1:
-            what = "a random network draws by batch, so its verdicts would depend on the number of processes"
+        if not self._repeatable and processes() > 1:
+            what = "the network draws, or looks at its company, so its verdicts would depend on the number of processes"
             raise UsageError(what, where=str(job.loaded.path), next="attack it without torchrun")
         self.entries = compose(job, self.traits)
         # what noise moves is not rounding
@@ -97,6 +97,8 @@ class Run:
             self.pace = Pace(self.entries, seconds, self.job.chunk, repeatable=self._repeatable)
             standing = int(correct.sum())
             passes = int(right.sum()) * sum(entry.attack.passes for entry in self.entries)
+            if processes() > 1:
+                self.watcher.noted(f"progress is that of the first of {processes()} processes; it waits for the others at the end")
             self.watcher.planned(len(self.entries), passes, self.pace.left(0, 0, standing, standing))
             self.watcher.started(sum(len(ids) for ids in stored.values()), int(correct.sum()) * len(self.entries))
             due_to = {}

@@ -49,8 +49,11 @@ class ShardWriter:
             arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
             number = max(self.ledger.shards(), default=-1) + 1
             number += (distributed.rank() - number) % processes()  # no other process has this remainder
-            self.ledger.write_shard(number, arrays, {**self.header, "seconds": (now - self.clock) / processes()})
+            self.ledger.write_shard(number, arrays, {**self.header, **self._clock(now)})
             self.clock = now
+
+    def _clock(self, now: float) -> dict[str, float]:
+        return {"seconds": now - self.clock, "rank": distributed.rank(), "processes": processes()}
 
 
 def stored(ledger: Ledger, attacks: Sequence[str], mine: Container[int]) -> dict[str, dict[int, bool]]:
@@ -86,7 +89,16 @@ def join(ledger: Ledger, table: Arrays, attacks: Sequence[str], shape: Sequence[
     names = sorted(adversarial)
     whole["adversarial_index"] = np.array(names, np.int64)
     whole["adversarial"] = np.stack([adversarial[name] for name in names]) if names else np.zeros((0, *shape), np.float32)
-    return whole, sum(header["seconds"] for _, header in shards)
+    return whole, _passed([header for _, header in shards])
+
+
+def _passed(headers: Sequence[dict[str, Any]]) -> float:
+    """Seconds of the slowest process; of each number of processes, where an evaluation went on with another one."""
+    spent: dict[int, dict[int, float]] = {}
+    for header in headers:
+        of, rank = spent.setdefault(header.get("processes", 1), {}), header.get("rank", 0)
+        of[rank] = of.get(rank, 0.0) + header["seconds"]
+    return sum(max(of.values()) for of in spent.values())
 
 
 def _untouched(n: int, *, judged: bool) -> Arrays:

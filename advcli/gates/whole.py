@@ -7,11 +7,11 @@ batch, so that training does not depend on the number of processes. With one pro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 
 def processes() -> int:
@@ -25,11 +25,25 @@ def whole(rows: Tensor) -> Tensor:
     """
     if processes() == 1:
         return rows
-    if rows.requires_grad:
-        return torch.cat(tuple(all_gather(rows.contiguous())))  # type: ignore[no-untyped-call]
-    parts = [torch.empty_like(rows) for _ in range(processes())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    gathered: Tensor = _Gathered.apply(rows)
+    return gathered
+
+
+class _Gathered(torch.autograd.Function):
+    """torch's own of this purpose is deprecated, and wrong where the gradient that comes in is not contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(processes())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return own(total)
 
 
 def own(rows: Tensor) -> Tensor:

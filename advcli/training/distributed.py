@@ -128,6 +128,13 @@ def check_equal(modules: Sequence[nn.Module]) -> None:
         )
 
 
+def check_agree(value: object, what: str, next: str) -> None:
+    """CheckFailedError unless all processes have the same value."""
+    different = [number for number, other in enumerate(gathered(value)) if other != value]
+    if different:
+        raise CheckFailedError(f"{what}: processes {rank()} and {', '.join(map(str, different))} differ", next=next)
+
+
 class StopVote:
     """Whether any process was asked to stop. The votes go with a message that is sent anyway.
 

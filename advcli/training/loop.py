@@ -113,7 +113,7 @@ class _Run:
         for group in parts.optimizer.param_groups:
             group["lr"] = rate
         moment = Moment(recipe.seed, c.epoch, step, step / (recipe.schedule.epochs * parts.steps_per_epoch))
-        self._account(step, self.step(batch, moment, self.vote.cast()))
+        self._account(step, self.step(batch, moment, self.vote.cast))
         if self.average is not None and recipe.train.ema is not None:
             ema.update(self.average, parts.model, float(recipe.train.ema))
         c.step_in_epoch += 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from advcli.data import Moment, batches
+from advcli.data import DataSet, Moment, batches
 from advcli.errors import CheckpointError, UsageError
 from advcli.gates.whole import processes
 from advcli.models import Network
@@ -22,6 +23,7 @@ from advcli.training.setup import assemble
 from advcli.training.step import step_of
 
 _COMMANDS = {"standard": ("pretrain",), "arrest": ("finetune",)}
+_SEEN = 64  # images whose pixels processes compare
 _FROM = "--from CKPT, such as the run folder that advcli pretrain recipes/standard.yaml makes"
 
 
@@ -60,6 +62,7 @@ def run(recipe: Recipe, watcher: Watcher, *, out: Path | None, resume: bool, dev
     where = pick_device(device)
     given, folder, fresh = distributed.lead(lambda: _settled_before(recipe, out, resume=resume))
     parts = distributed.in_turn(lambda: assemble(given, where))  # before a folder is made: what cannot start leaves nothing behind
+    distributed.check_agree(_fingerprint(parts.data), "the data are not the same everywhere", "every machine needs the same files")
     settled = None
     if fresh:
         measured = settle(parts)
@@ -68,6 +71,17 @@ def run(recipe: Recipe, watcher: Watcher, *, out: Path | None, resume: bool, dev
         for line in settled.lines():
             watcher.noted(line)
     return train(parts, distributed.lead(lambda: _ready(folder, given, out, settled)), watcher, resume=resume)
+
+
+def _fingerprint(data: DataSet) -> str:
+    """Of both splits: all names and labels, and the pixels of the first images; nothing where one process works alone."""
+    if processes() == 1:
+        return ""
+    content = hashlib.sha256()
+    for split in (data.train, data.validation):
+        for tensor in (split.index, split.labels, split.images[:_SEEN]):
+            content.update(f"{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
+    return content.hexdigest()
 
 
 def _check_shares(recipe: Recipe) -> None:

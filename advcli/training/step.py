@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -48,11 +48,11 @@ class Step:
         """Every network that a step runs, but for the objective's own."""
         return [self.model, *([self.copy.network] if self.copy else [])]
 
-    def __call__(self, batch: Batch, moment: Moment, carried: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, moment: Moment, carried: Callable[[], Sequence[Tensor]] = tuple) -> dict[str, Tensor]:
         """The total (`loss`) and its parts as detached scalars on the device.
 
-        Where several processes each hold a part of the batch, everything is the mean over them, `carried` in place, and all
-        stay equal.
+        Where several processes each hold a part of the batch, everything is the mean over them, and all stay equal. carried:
+        more tensors, asked for just before the message and put in place.
         """
         model, objective, device = self.model, self.objective, batch.images.device
         crafted = self._craft(batch, moment)
@@ -85,7 +85,11 @@ def step_of(parts: Assembly) -> Step:
 
 @torch.no_grad()
 def averaged(
-    model: Network, objective: Objective, optimizer: torch.optim.Optimizer, scalars: dict[str, Tensor], carried: Sequence[Tensor]
+    model: Network,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    scalars: dict[str, Tensor],
+    carried: Callable[[], Sequence[Tensor]],
 ) -> dict[str, Tensor]:
     """Put means over processes in place of gradients, of what batch norm learns and of carried; return those of the scalars.
 
@@ -95,5 +99,5 @@ def averaged(
         return scalars
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     values = torch.stack([value.to(scalars["loss"].dtype) for value in scalars.values()])
-    average_([*gradients, *moving_statistics(model), *moving_statistics(objective), values, *carried])
+    average_([*gradients, *moving_statistics(model), *moving_statistics(objective), values, *carried()])
     return {name: mean.to(scalars[name].dtype) for name, mean in zip(scalars, values, strict=True)}

@@ -101,7 +101,10 @@ def probe_whole(rank: int) -> dict[str, Tensor]:
     weights = torch.arange(6.0) + 100 * rank
     (gradient,) = torch.autograd.grad((together * weights).sum(), rows)
     integers = whole(torch.arange(2) + 10 * rank)
-    return {"together": together.detach(), "gradient": gradient, "own": own(together.detach()), "integers": integers}
+    square = torch.ones(2, 3).requires_grad_(True)
+    columns = (torch.arange(12.0) + 100 * rank).view(3, 4).T  # a gradient that lies by columns
+    (laid,) = torch.autograd.grad((whole(square) * columns).sum(), square)
+    return {"laid": laid, "together": together.detach(), "gradient": gradient, "own": own(together.detach()), "integers": integers}
 
 
 def work(rank: int, folder: str) -> None:
@@ -135,6 +138,12 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for process in started:
             process.kill()
     return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(PROCESSES)]
+
+
+def test_a_gradient_may_lie_in_memory_as_it_likes(halves: list[dict[str, Any]]) -> None:
+    total = 2 * torch.arange(12.0).view(3, 4).T + 100
+    assert torch.equal(halves[0]["whole"]["laid"], total[:2])
+    assert torch.equal(halves[1]["whole"]["laid"], total[2:])
 
 
 def test_one_process_is_all_there_is() -> None:

@@ -54,6 +54,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "ancra": ("ancra", *CRAFT, "model.gates.0.at=[features]"),
     "again": ("again", *CRAFT, "objective.ramp.epochs=12"),
     "stayfocused": ("stayfocused", *CRAFT, "objective.terms.0.patch=2"),
+    "ancra, soft": ("ancra", *CRAFT, "model.gates.0.at=[features]", "objective.terms.0.negatives=soft"),
+    "ancra, hard": ("ancra", *CRAFT, "model.gates.0.at=[features]", "objective.terms.0.negatives=hard"),
+    "stayfocused, natural": ("stayfocused", *CRAFT, "objective.terms.0.patch=2", "objective.terms.1.natural_gradient=true"),
     "cas": ("cas", *CRAFT, "model.gates.0.at=[features]"),
     "pgd-at+awp": ("pgd-at", *CRAFT, AWP),
     "trades+awp": ("trades", *CRAFT, AWP),
@@ -106,6 +109,32 @@ def all_methods() -> dict[str, dict[str, Tensor]]:
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     return together(all_methods, tmp_path_factory.mktemp("halves"))
+
+
+def other_files() -> dict[str, str]:
+    """What a process says that trains on other images than the other."""
+    real = session.assemble
+
+    def other(recipe: Recipe, device: torch.device) -> Assembly:
+        parts = real(recipe, device)
+        parts.data.train.images[0] += distributed.rank()
+        return parts
+
+    session.assemble = other  # type: ignore[attr-defined]  # in a process of its own
+    try:
+        session.run(load("quickstart", [*TINY]), Silent(), out=None, resume=False, device="cpu")
+    except CheckFailedError as error:
+        return {"said": error.what}
+    return {"said": ""}
+
+
+@pytest.mark.slow
+def test_other_data_on_another_machine_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many batches as the first one has, so that nothing else would tell."""
+    monkeypatch.chdir(tmp_path)
+    said = together(other_files, tmp_path)
+    assert all("the data are not the same everywhere" in answer["said"] for answer in said)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
