@@ -11,7 +11,7 @@ from typing import Any
 import lies
 import pytest
 import torch
-from conftest import Silent
+from small import Silent
 from together import Launched, together
 
 from advcli.attacks import Threat

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Silent
+from small import TINY, Silent
 from together import LIMIT, Launched, free_port, together
 from torch import Tensor, nn
 
