@@ -133,6 +133,8 @@ def refused(path: str, folder: str, apart: str) -> dict[str, str]:
         session.job(Options(Path(path), "aa", engine="reference", device="cpu"), Silent())
     except AdvcliError as error:
         found["reference"] = str(error)
+    company = lies.tell(network, "batch norm in train mode")
+    try_("company", whole.take(torch.arange(8)), company, Path(folder) / "company")
     try_("random", whole.take(torch.arange(8)), lies.tell(network, "random noise"), Path(folder) / "random")
     if apart == "images":
         try_("apart", whole.take(torch.arange(8) + rank), network, Path(folder) / "eval")
@@ -147,7 +149,8 @@ def test_what_cannot_be_shared_is_refused(path: str, tmp_path: Path) -> None:
     first, second = together(refused, tmp_path, path, str(tmp_path), "disks")
     for found in (first, second):
         assert "draws by batch" in found["reference"]
-        assert "draws by batch" in found["random"]
+        assert "would depend on the number of processes" in found["random"]
+        assert "would depend on the number of processes" in found["company"]
     assert "verdicts of other processes are missing (fgsm, pgd-20, cw-30)" in first["apart"]
     assert second["apart"] == "RuntimeError"
     assert not Ledger(tmp_path / "disk0" / "ledger").complete
