@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from advcli.cli.options import Device, Json, Overrides, Quiet
-from advcli.cli.output import print_json
+from advcli.cli.output import print_json, watcher
 from advcli.errors import UsageError
 
 _ATTACKING = ("n", "seed", "eps", "norm", "batch_size", "data_root")
@@ -59,23 +59,17 @@ def bench(
 
     Example: advcli bench pgd-at data.name=cifar10 --peers
     """
-    others = [name for name in (_TRAINING if attacks else _ATTACKING) if _was_given(context, name)]
-    if others:
-        option, kind = f"--{others[0].replace('_', '-')}", "training" if attacks else "attacks"
-        next = f"leave --attacks out, or {option}" if attacks else f"{_instead(others[0])}; advcli bench CKPT --attacks measures attacks"
-        raise UsageError(f"{option} is about {kind}", where=option, next=next)
-    if attacks and overrides:
-        raise UsageError("a checkpoint has no fields to change", where=overrides[0], next="leave --attacks out to measure a recipe")
+    _check_together(context, overrides or [], attacks=attacks)
     if not attacks:
         what, overrides = _recipe_and_changes(what, overrides or [])
         _check_recipe(what, peers=peers)
     if not attacks and not peers and only:
         raise UsageError("--only chooses rows of --peers or --attacks", where="--only", next="advcli bench RECIPE --peers --only fp32")
-    watch = _silent if quiet else _say
+    watch = watcher(quiet=quiet)
     results: Iterable[Any]
     if attacks:
         options = {"n": n, "seed": seed, "norm": norm, "eps": eps, "batch_size": batch_size, "data_root": data_root}
-        results, show = _attacks(what, only, rounds, device, watch, options)
+        results, show = _attacks(what, only, rounds, device, watch, options, quiet=quiet)
     else:
         how = {"rounds": rounds, "seconds": seconds, "made_up": synthetic, "watch": watch}
         results, show = _training(what, overrides or [], only or [], device, how, peers=peers)
@@ -87,6 +81,17 @@ def bench(
         if number:
             typer.echo()
         show(result, markdown=markdown)
+
+
+def _check_together(context: typer.Context, overrides: list[str], *, attacks: bool) -> None:
+    """UsageError for an option, or a change, of the other kind of benchmark."""
+    others = [name for name in (_TRAINING if attacks else _ATTACKING) if _was_given(context, name)]
+    if others:
+        option, kind = f"--{others[0].replace('_', '-')}", "training" if attacks else "attacks"
+        next = f"leave --attacks out, or {option}" if attacks else f"{_instead(others[0])}; advcli bench CKPT --attacks measures attacks"
+        raise UsageError(f"{option} is about {kind}", where=option, next=next)
+    if attacks and overrides:
+        raise UsageError("a checkpoint has no fields to change", where=overrides[0], next="leave --attacks out to measure a recipe")
 
 
 def _recipe_and_changes(what: str | None, overrides: list[str]) -> tuple[str | None, list[str]]:
@@ -130,7 +135,14 @@ def _with_peers() -> Sequence[str]:
 
 
 def _attacks(
-    what: str | None, only: list[str] | None, rounds: int, device: str, watch: Callable[[str], None], options: dict[str, Any]
+    what: str | None,
+    only: list[str] | None,
+    rounds: int,
+    device: str,
+    watch: Callable[[str], None],
+    options: dict[str, Any],
+    *,
+    quiet: bool,
 ) -> tuple[Iterable[Any], Any]:
     from advcli.evaluation import bench, session
     from advcli.report import speed
@@ -139,18 +151,8 @@ def _attacks(
 
     path = session.find_checkpoint(Path(what) if what is not None else None)
     asked = session.Options(path, "aa", device=device, search="auto", **options)
-    job = session.job(asked, AttackProgress(quiet=watch is _silent))
+    job = session.job(asked, AttackProgress(quiet=quiet))
     return [bench.run(job, tuple(only or bench.ATTACKS), rounds, pick_device(device), watch)], speed.show_attacks
-
-
-def _say(text: str) -> None:
-    from advcli.report.terminal import ERR
-
-    ERR.print(text, highlight=False, markup=False)
-
-
-def _silent(text: str) -> None:
-    pass
 
 
 def _was_given(context: typer.Context, name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from advcli.cli.options import Device, Json, Overrides, Quiet
-from advcli.cli.output import print_json
+from advcli.cli.output import print_json, watcher
 
 
 def doctor(
@@ -28,8 +28,7 @@ def doctor(
     from advcli.recipe import load
 
     loaded = load(recipe, overrides or []) if recipe is not None else None
-    from advcli.report import health, terminal
+    from advcli.report import health
 
-    watch = (lambda text: None) if quiet else (lambda text: terminal.ERR.print(text, highlight=False, markup=False))
-    result = examine(loaded, device, data_root, watch)
+    result = examine(loaded, device, data_root, watcher(quiet=quiet))
     print_json(result) if json else health.show_doctor(result)

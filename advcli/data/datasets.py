@@ -62,14 +62,19 @@ def load(data: Data, seed: int) -> DataSet:
     split = Split(images, labels, torch.arange(len(labels)))
     if data.limit is not None and data.limit < len(split):
         split = split.take(stratified_part(split.labels, data.limit, seed, "data/limit")[0])
-    if data.validation >= len(split):
-        raise DataError(
-            f"validation would take {data.validation} of {len(split)} training images: nothing is left to train on",
-            where=f"data.validation of {data.name}",
-            next=f"set data.validation to at most {len(split) // 2}",
-        )
+    check_validation(data, len(split))
     held_out, rest = stratified_part(split.labels, data.validation, seed, "data/validation")
     return DataSet(split.take(rest), split.take(held_out), classes)
+
+
+def check_validation(data: Data, images: int) -> None:
+    """DataError where the validation part takes all of so many training images."""
+    if data.validation >= images:
+        raise DataError(
+            f"validation would take {data.validation} of {images} training images: nothing is left to train on",
+            where=f"data.validation of {data.name}",
+            next=f"set data.validation to at most {images // 2}",
+        )
 
 
 def load_test(data: Data, split: str = "test") -> tuple[Split, tuple[str, ...]]:

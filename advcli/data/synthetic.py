@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from advcli.data.datasets import DataSet, Split
-from advcli.errors import AdvcliError, DataError, UsageError
+from advcli.data.datasets import DataSet, Split, check_validation
+from advcli.errors import AdvcliError, UsageError
 from advcli.recipe.schema import Data
 
 
@@ -44,12 +44,7 @@ def planned_images(data: Data) -> int:
     """Training images that the recipe would have, its validation taken out. DataError where that leaves none, as `load` has it."""
     published = shape_of(data).images
     count = min(data.limit or published, published)
-    if data.validation >= count:
-        raise DataError(
-            f"validation would take {data.validation} of {count} training images: nothing is left to train on",
-            where=f"data.validation of {data.name}",
-            next=f"set data.validation to at most {count // 2}",
-        )
+    check_validation(data, count)
     return count - data.validation
 
 

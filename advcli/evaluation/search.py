@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from advcli.errors import CheckpointError
 from advcli.evaluation.entries import Entry
 from advcli.models import FastCopy, HeadView, Network, head_of
 from advcli.runs import atomic
+from advcli.training.turns import by_turns
 
 Asked = Literal["auto", "fp32", "folded", "bf16"]
 """`fp32`: the network as it is. `folded`: float32 with batch norm folded, channels last. `bf16`: that in bfloat16. `auto`: measure."""
@@ -148,13 +149,14 @@ def _gradient(model: torch.nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor
 
 def _seconds(models: dict[str, torch.nn.Module], x: Tensor, labels: Tensor, rounds: int = 5) -> dict[str, float]:
     """Medians of a forward and a backward, the candidates taking turns; the first round warms up."""
-    spent: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds + 1):
-        for name, model in models.items():
-            began = time.perf_counter()
-            float(_gradient(model, x, labels)[0].sum())  # reading a number waits for the device
-            spent[name].append(time.perf_counter() - began)
+    runs = {name: partial(_read_gradient, model, x, labels) for name, model in models.items()}
+    spent, _ = by_turns(runs, rounds + 1, lambda text: None)
     return {name: statistics.median(times[1:]) for name, times in spent.items()}
+
+
+def _read_gradient(model: torch.nn.Module, x: Tensor, labels: Tensor) -> float:
+    """A number of it, so that the device is done."""
+    return float(_gradient(model, x, labels)[0].sum())
 
 
 def audit(entries: tuple[Entry, ...], n: int) -> Entry:

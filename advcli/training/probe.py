@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from advcli.training.compilation import called_plainly, compile_blocks
 from advcli.training.cost import FLOOR, forward_flops
 from advcli.training.device import computing, plain_precision
 from advcli.training.setup import Assembly
+from advcli.training.turns import by_turns
 
 _GAIN = 1.15  # how much quicker a candidate must be, so that noise of the clock decides nothing
 _SIGNS = 0.8  # wrong arithmetic gives 0.5; sound bfloat16 0.95 and more
@@ -164,13 +166,9 @@ class _Probe:
 
     def _seconds(self, *ways: Callable[[], list[Tensor]]) -> list[float]:
         """Medians, the candidates taking turns."""
-        spent: list[list[float]] = [[] for _ in ways]
-        for _ in range(_ROUNDS):
-            for way, times in zip(ways, spent, strict=True):
-                began = time.perf_counter()
-                float(way()[-1].sum())  # reading a number waits for the device
-                times.append(time.perf_counter() - began)
-        return [statistics.median(times) for times in spent]
+        runs = {str(number): partial(_read, way) for number, way in enumerate(ways)}
+        spent, _ = by_turns(runs, _ROUNDS, lambda text: None)
+        return [statistics.median(times) for times in spent.values()]
 
     def _compile(self, craft: str, train: str, *, small: bool) -> bool:
         """Whether blocks are compiled: where that was asked for and works, or, on a CUDA device, where it is quicker."""
@@ -220,6 +218,11 @@ class _Probe:
 
 def _kind(precision: str) -> Any:
     return "bf16" if precision == "bf16" else "folded"
+
+
+def _read(way: Callable[[], list[Tensor]]) -> float:
+    """A number of what it gives, so that the device is done."""
+    return float(way()[-1].sum())
 
 
 def _least_cosine(a: list[Tensor], b: list[Tensor]) -> float:

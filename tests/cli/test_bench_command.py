@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typed import advcli_, refused
 
-from advcli.cli.app import app
 from advcli.report import terminal
 from advcli.training import throughput
 
@@ -23,17 +21,6 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADVCLI_DATA", str(tmp_path / "no data"))
     monkeypatch.setattr(throughput, "peak", lambda device, precision: 1e10)
     monkeypatch.setattr(throughput, "_SYNTHETIC", 32)
-
-
-def advcli_(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def refused(code: int, *arguments: object) -> str:
-    done = advcli_(*arguments)
-    assert done.exit_code == code, done.output
-    assert done.stdout == ""
-    return " ".join(" ".join(line.strip("│╭╮╰╯─ ") for line in done.stderr.splitlines()).split())
 
 
 def shown(*arguments: object) -> list[str]:

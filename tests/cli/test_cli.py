@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from typer.testing import CliRunner
+from typed import advcli_, refused
 
 import advcli
-from advcli.cli.app import app
 from advcli.recipe import names, parse
 
 RECIPES = ["recipe", "recipe list", "recipe show", "recipe copy", "recipe validate", "recipe schema"]
@@ -31,21 +30,6 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("ADVCLI_DATA", str(tmp_path / "no data"))
-
-
-def advcli_(*arguments: object) -> Any:
-    """The result of a command in this process; a bug, which leaves as an exception, is raised here."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def refused(code: int, *arguments: object) -> str:
-    """stderr of a command that must end with code and print nothing on stdout, its lines joined and its frame taken off."""
-    done = advcli_(*arguments)
-    assert done.exit_code == code, done.output
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    assert max(map(len, done.stderr.splitlines())) <= 80
-    return " ".join(" ".join(line.strip("│╭╮╰╯─ ") for line in done.stderr.splitlines()).split())
 
 
 def listed(folder: str = ".") -> list[str]:
