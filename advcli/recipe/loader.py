@@ -140,6 +140,9 @@ def _place(problems: list[tuple[Path, bool, str]], document: Document, source: s
     yield from (text for _, text in sorted(placed))
 
 
+_SPELT = {"True": "true", "False": "false"}  # as a recipe has them
+
+
 def _explain(detail: ErrorDetails) -> tuple[Path, bool, str]:
     """(path without union tags, whether the key itself is at fault, message) of one pydantic error."""
     path, part = _resolve(detail["loc"])
@@ -149,7 +152,10 @@ def _explain(detail: ErrorDetails) -> tuple[Path, bool, str]:
     if kind == "missing":
         return path, False, f"{name} is missing"
     if kind in ("literal_error", "union_tag_invalid"):
-        known = [word.strip(" '") for word in str(context.get("expected_tags") or context.get("expected")).replace(" or ", ", ").split(",")]
+        known = [
+            _SPELT.get(word.strip(" '"), word.strip(" '"))
+            for word in str(context.get("expected_tags") or context.get("expected")).replace(" or ", ", ").split(",")
+        ]
         given = context.get("tag", detail["input"])
         if kind == "union_tag_invalid":
             path = (*path, "name")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from advcli.recipe.number import Number
 
@@ -20,6 +20,8 @@ Fraction = Annotated[Number, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 CountOrZero = Annotated[int, Field(ge=0, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
+# Told apart by value, so that a wrong one gets a single message; a number is no truth value, though Python has 1 == True.
+AutoOrFlag = Annotated[Literal["auto", True, False], BeforeValidator(lambda given: given if isinstance(given, bool | str) else str(given))]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 Path = tuple[str | int, ...]
@@ -308,7 +310,7 @@ class Train(Part):
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         "auto", description="of scoring; auto: bf16 where a probe finds it quicker and in agreement, else tf32 or fp32; written down"
     )
-    compile: Literal["auto"] | Flag = Field(
+    compile: AutoOrFlag = Field(
         "auto", description="blocks by torch.compile; auto: on CUDA devices where a probe finds it quicker; written down"
     )
     ema: Fraction | None = Field(None, description="decay of a moving average of the weights, which is then what is selected and kept")

@@ -84,6 +84,8 @@ def test_the_good_recipe_is_good() -> None:
         ("name: awp", "name: awq", "awq", "objective.wrapper.name is one of awp; got 'awq' (did you mean awp?)"),
         ("{name: pgd-at, wrapper: {name: awp, gamma: 0.005}}", "{clean_pass: true}", "{clean_pass", "objective needs a name"),
         ("{name: pgd-at, wrapper: {name: awp, gamma: 0.005}}", "3", "3\ncraft", "objective"),
+        ("batch_size: 128", "compile: maybe", "maybe", "train.compile is one of auto, true, false; got 'maybe'"),
+        ("batch_size: 128", "compile: 01", "01", "train.compile is one of auto, true, false; got '1'"),
         ("linf", "l3", "l3", "threat.norm is one of linf, l2; got 'l3'"),
         ("8/255", "8:255", "8:255", "threat.eps: expected a number such as 0.1, 1e-3 or 8/255, got '8:255'"),
         ("8/255", "-8/255", "-8/255", "threat.eps: expected greater than 0"),
