@@ -18,6 +18,8 @@ from advcli.draws import Draws
 
 _ALPHA_MAX = 0.1  # the largest pull back towards the clean image
 _ETA = 1.05  # overshoot across the linearised boundary
+_MEETINGS = 100  # steps of Newton's method at most; five are many
+_LEAST = 1e-30  # of what is divided by
 _BETA = 0.9  # how far back towards the clean image an adversarial point outside the ball is taken
 
 
@@ -88,25 +90,25 @@ def boundary_step(z: Tensor, w: Tensor, offset: Tensor, threat: Threat) -> Tenso
     """The shortest d (N, C, H, W) with z + d in the box and w . (z + d) + offset = 0; as far as the box allows where it cannot.
 
     z (N, C, H, W) in the box, w (N, D), offset (N,). Coordinate i moves against the sign of c w_i, c = w . z + offset, at
-    speed s_i (1 for linf, |w_i| for l2) until it meets the box after time r_i / s_i, so |w . d| grows piecewise linearly
-    with time; sorting the meeting times gives the piece in which it reaches |c|.
+    speed s_i (1 for linf, |w_i| for l2) until it meets the box after time r_i / s_i, so |w . d| grows with time, in a straight line
+    from one meeting to the next and ever more slowly. Newton's method on such a curve never passes the time at which it
+    reaches |c|, and is there once a step has met nobody new: after four or so, where a sort would order all D.
     """
     point = z.flatten(1)
     excess = (w * point).sum(1) + offset
     down = (w * excess[:, None]) > 0
     room = torch.where(down, point - threat.bounds[0], threat.bounds[1] - point)
-    speed = (w != 0).float() if threat.norm == "linf" else w.abs()
-    rate = w.abs() * speed
-    time, order = torch.where(speed > 0, room / speed.clamp_min(1e-30), 0.0).sort(1)
-    rate = rate.gather(1, order)
-    met = (rate * time).cumsum(1)  # what the coordinates that have met the box contribute
-    moving = (rate.sum(1, keepdim=True) - rate.cumsum(1)).clamp_min(0.0)  # the rate of those that still move
-    reached = (met + moving * time >= excess.abs()[:, None]).float()
-    piece = (reached.cumsum(1) == 0).sum(1, keepdim=True)  # times before the piece
-    before = (piece - 1).clamp_min(0)
-    start = torch.where(piece > 0, met.gather(1, before), 0.0)
-    pace = torch.where(piece > 0, moving.gather(1, before), rate.sum(1, keepdim=True))
-    until = (excess.abs()[:, None] - start) / pace.clamp_min(1e-30)
-    until = torch.where(piece >= time.shape[1], time[:, -1:], until.clamp_min(0.0))  # out of reach: everybody meets the box
-    step = torch.minimum(until * speed, room)
+    speed = (w != 0).to(w) if threat.norm == "linf" else w.abs()
+    rate, aim = w.abs() * speed, excess.abs()
+    time, before = torch.zeros_like(aim), torch.full_like(aim, -1.0)
+    for _ in range(_MEETINGS):
+        way = speed * time[:, None]
+        pace = (rate * (way < room)).sum(1)  # of the coordinates that still move
+        moves = pace != before  # row by row: the company that a row keeps must not move it by a rounding
+        if not bool(moves.any()):
+            break
+        reached = (w.abs() * torch.minimum(way, room)).sum(1)
+        time = time + torch.where(moves & (pace > 0), (aim - reached).clamp_min(0.0) / pace.clamp_min(_LEAST), 0.0)
+        before = pace
+    step = torch.minimum(speed * time[:, None], room)
     return torch.where(down, -step, step).view_as(z)

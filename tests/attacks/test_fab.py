@@ -99,6 +99,15 @@ def test_boundary_step_corner_cases(norm: str) -> None:
     assert single.dtype == torch.float32
 
 
+@each_norm
+def test_company_does_not_move_a_row(norm: str) -> None:
+    """To the bit: rows that take fewer steps of Newton's method wait for the others as they are."""
+    z, w, offset = (torch.from_numpy(part).float() for part in problems(400))
+    together = boundary_step(z[:, None, None], w, offset, Threat(norm, 1.0))  # type: ignore[arg-type]
+    alone = [boundary_step(z[i : i + 1, None, None], w[i : i + 1], offset[i : i + 1], Threat(norm, 1.0)) for i in range(len(z))]  # type: ignore[arg-type]
+    assert torch.equal(together, torch.cat(alone))
+
+
 class Linear(nn.Module):
     """K classes, affine in the pixels; counts what it is shown."""
 
