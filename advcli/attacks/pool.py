@@ -61,6 +61,7 @@ class PooledAttack:
 
     needs_logits: ClassVar[bool] = False  # whether begin reads condition["logits"] (N, K), the clean logits
     needs_float32: ClassVar[bool] = False  # whether a surrogate that rounds to bfloat16 would mislead it
+    needs_gradient: ClassVar[bool] = True  # whether it asks the surrogate for more than answers
 
     @property
     def runs(self) -> int:

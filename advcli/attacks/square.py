@@ -36,6 +36,7 @@ class Square(PooledAttack):
     """
 
     needs_float32: ClassVar[bool] = True  # it keeps what raises the margin by little, which rounding hides: it ends on lower margins
+    needs_gradient: ClassVar[bool] = False
 
     threat: Threat
     queries: int = 5000

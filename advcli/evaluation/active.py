@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from advcli.attacks import Apgd, Cost, Surrogate, Threat
+from advcli.attacks.state import pick, size
 from advcli.attacks.surrogate import Condition
 from advcli.draws import Draws
 from advcli.gates.gate import pool
@@ -76,15 +77,24 @@ def _head(trace: Callable[[Tensor], ModelOutput], threat: Threat, x: Tensor, dra
 def _attack(trace: Callable[[Tensor], ModelOutput], threat: Threat, x: Tensor, draws: Draws, heads: Condition, cost: Cost) -> Tensor:
     """(N,) bool: Auto-PGD reached the other side of its image's head, (N, D) and (N,)."""
 
+    attack, y = Apgd(threat, "ce", steps=_STEPS), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    state = attack.begin(x, y, draws.sub("start"), {}, y) | {"row": torch.arange(len(x), device=x.device)}
+    reached = torch.ones_like(y, dtype=torch.bool)
+    for _ in range(_STEPS):
+        if not size(state):
+            break
+        attack.advance(Surrogate(_seen(trace, heads, state["row"]), cost), state, 0.0, draws)
+        state = pick(state, ~state["hit"])
+    reached[state["row"]] = False
+    return reached
+
+
+def _seen(trace: Callable[[Tensor], ModelOutput], heads: Condition, rows: Tensor) -> Callable[[Tensor], ModelOutput]:
+    """The network with, for its rows, the heads of images rows (N,)."""
+
     def see(points: Tensor) -> ModelOutput:
         output = trace(points)
-        score = (_features(output).float() * heads["weight"]).sum(1) + heads["bias"]
+        score = (_features(output).float() * heads["weight"][rows]).sum(1) + heads["bias"][rows]
         return output._replace(logits=torch.stack([-score / 2, score / 2], 1), aux_logits=())
 
-    attack, surrogate, y = Apgd(threat, "ce", steps=_STEPS), Surrogate(see, cost), torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    state = attack.begin(x, y, draws.sub("start"), {}, torch.zeros_like(y))
-    reached = torch.zeros_like(y, dtype=torch.bool)
-    for _ in range(_STEPS):
-        attack.advance(surrogate, state, 0.0, draws)
-        reached |= state["hit"]
-    return reached
+    return see

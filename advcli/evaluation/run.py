@@ -21,6 +21,7 @@ from advcli.data import stratified_order, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, UsageError
 from advcli.evaluation import receipt, search, shards, signs
+from advcli.evaluation.candidates import Probe
 from advcli.evaluation.composition import compose
 from advcli.evaluation.entries import Entry
 from advcli.evaluation.inspection import inspect
@@ -74,8 +75,10 @@ class Run:
         images, labels, draws = to_float(part.images[:]), part.labels, Draws(job.seed, part.index, "attack/probe")
         with frozen(self.model):
             begun, folder = bool(self.ledger.shards()), self.ledger.directory.parent
-            measured = partial(search.measure, job.search, job.loaded.network, job.head, self.judge, job.threat, images, labels, draws)
-            return search.settle(job.search, folder, measured, begun=begun)
+            asked = [entry.attack.passes for entry in self.entries if search.asks_forwards(entry) and self._repeatable]
+            where = (job.loaded.network, job.head, self.judge, job.threat)
+            probe = Probe(*where, images, labels, draws, len(self.images) * sum(asked), self.watcher.noted)
+            return search.settle(job.search, folder, partial(probe.measure, job.search), begun=begun)
 
     def finish(self, folder: Path) -> None:
         """Every attack on everybody it is due to, then the whole ledger and the clock beside it.
@@ -137,9 +140,9 @@ class Run:
             self.ledger.write_probes(signs.columns(self._as_deployed, self.job.threat, self.images, self.job.seed))
 
     def _as_deployed(self, x: Tensor) -> ModelOutput:
-        """What an attack sees that knows nothing of the network; of a random one always the same answer."""
+        """What an attack sees that knows nothing of the network, in float32; of a random one always the same answer."""
         if not self.traits.random:
-            return self.model.trace(x)
+            return self.followed["folded" if self.search.is_fast else "fp32"].trace(x)
         with seeded(self.job.seed, x.device):
             return self.model.trace(x)
 

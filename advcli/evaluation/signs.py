@@ -7,7 +7,7 @@ yes as the first. Sources: Athalye et al. 2018, Carlini et al. 2019, Pintor et a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from advcli.attacks import Cost, Pgd, Surrogate, Threat
 from advcli.attacks.losses import attack_loss, cross_entropy, margin
-from advcli.attacks.state import State, given
+from advcli.attacks.state import State, given, size
+from advcli.attacks.state import pick as pick_rows
 from advcli.data import Split, to_float
 from advcli.draws import Draws
 from advcli.evaluation.active import active_test
@@ -67,7 +68,7 @@ def measure(trace: Callable[[Tensor], ModelOutput], threat: Threat, sample: Samp
     wrong, end = path >= 0, path[:, -1] >= 0
     right = clean < 0
     still = ~wrong.any(1)
-    noise = right & _noise(surrogate, threat, sample)
+    noise = _noise(surrogate, threat, sample, right)
     flat, saturated = _gradients(surrogate, sample)
     none = torch.zeros_like(right)
     survived = _unbounded(surrogate, threat, sample)
@@ -89,38 +90,50 @@ def _margins(surrogate: Surrogate, x: Tensor, y: Tensor) -> Tensor:
     return margin(surrogate(x, {}).logits.float(), y)
 
 
-def _ascend(attack: Pgd, surrogate: Surrogate, sample: Sample) -> tuple[Tensor, Tensor]:
-    """Margins and losses (N, steps + 1) along one run of the attack on the cross-entropy, whether or not an image falls."""
+def _ascend(attack: Pgd, surrogate: Surrogate, sample: Sample) -> Iterator[tuple[Tensor, Tensor]]:
+    """Margins and losses (N,) at each of the steps + 1 points of one run of the attack, whether or not an image falls."""
     x, y = sample.images, sample.labels
     state: State = attack.begin(x, y, sample.draws.sub("path"), {}, torch.zeros_like(y))
-    margins, losses = [], []
     for _ in range(attack.steps + 1):
         gradient, loss, output = surrogate.gradient(attack.loss, state["x_adv"], y, given(state))
-        margins.append(margin(output.logits.float(), y))
-        losses.append(loss)
+        yield margin(output.logits.float(), y), loss
         state["x_adv"] = attack.threat.project(attack.threat.step(state["x_adv"], gradient, attack.step_size), x)
-    return torch.stack(margins, 1), torch.stack(losses, 1)
 
 
 def _path(surrogate: Surrogate, threat: Threat, sample: Sample) -> tuple[Tensor, Tensor]:
-    return _ascend(Pgd(threat, attack_loss("ce"), STEPS, threat.eps / 10), surrogate, sample)
+    """Margins and losses (N, STEPS + 1) of PGD on the cross-entropy."""
+    margins, losses = zip(*_ascend(Pgd(threat, attack_loss("ce"), STEPS, threat.eps / 10), surrogate, sample), strict=True)
+    return torch.stack(margins, 1), torch.stack(losses, 1)
 
 
 def _unbounded(surrogate: Surrogate, threat: Threat, sample: Sample) -> Tensor:
     """(N,) bool: what no iterate breaks at a radius that turns every image into grey, half the range in each pixel."""
     eps = _UNBOUNDED if threat.norm == "linf" else _UNBOUNDED * math.sqrt(sample.images[0].numel())
     wide = replace(threat, eps=max(eps, threat.eps))
-    margins, _ = _ascend(Pgd(wide, attack_loss("margin"), STEPS, wide.eps / 10), surrogate, sample)
-    return (margins < 0).all(1)
+    attack, y = Pgd(wide, attack_loss("margin"), STEPS, wide.eps / 10), sample.labels
+    state = attack.begin(sample.images, y, sample.draws.sub("path"), {}, torch.zeros_like(y))
+    state["row"] = torch.arange(len(y), device=y.device)
+    for _ in range(STEPS + 1):
+        if not size(state):
+            break
+        gradient, _, output = surrogate.gradient(attack.loss, state["x_adv"], state["y"], {})
+        state["x_adv"] = wide.project(wide.step(state["x_adv"], gradient, attack.step_size), state["x"])
+        state = pick_rows(state, margin(output.logits.float(), state["y"]) < 0)
+    survived = torch.zeros_like(y, dtype=torch.bool)
+    survived[state["row"]] = True
+    return survived
 
 
-def _noise(surrogate: Surrogate, threat: Threat, sample: Sample) -> Tensor:
-    """(N,) bool: one of so many random points, half of them at distance eps, is misclassified."""
-    found = torch.zeros_like(sample.labels, dtype=torch.bool)
+def _noise(surrogate: Surrogate, threat: Threat, sample: Sample, right: Tensor) -> Tensor:
+    """(N,) bool: of right (N,) bool, whom one of so many random points, half of them at distance eps, turns wrong."""
+    found = torch.zeros_like(right)
     for number in range(_NOISES):
-        draws = sample.draws.sub("noise").at(number)
+        rows = torch.nonzero(right & ~found)[:, 0]
+        if not len(rows):
+            break
+        draws = sample.draws.sub("noise").at(number).select(rows)
         start = threat.surface_start if number % 2 else threat.random_start
-        found |= _margins(surrogate, start(sample.images, draws), sample.labels) >= 0
+        found[rows] = _margins(surrogate, start(sample.images[rows], draws), sample.labels[rows]) >= 0
     return found
 
 

@@ -1,4 +1,5 @@
-"""Fast copies of a network for crafting and search: batch norm folded into the convolutions, channels last, bfloat16 where asked.
+"""Fast copies of a network for crafting and search: batch norm folded into the convolutions, channels last, bfloat16 where asked,
+and, where nobody asks for a gradient, compiled whole.
 
 A copy is itself a Network with the same names, so every selection, view and head of the original works on it. It is frozen and
 in eval mode. It follows gradients and never decides a verdict.
@@ -7,13 +8,17 @@ in eval mode. It follows gradients and never decides a verdict.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from advcli.models.network import Network
+from advcli.models.network import ModelOutput, Network
+from advcli.models.view import HeadView
+
+_GRAPHS = 256  # torch counts those of all copies together and would give up at eight
 
 Fast = Literal["folded", "bf16"]
 """`folded`: float32. `bf16`: bfloat16 from the second block on; the stem, gates, pooling and head stay float32."""
@@ -47,6 +52,19 @@ class FastCopy:
             own.bias.copy_(bias)
         for tensor, source in self._plain:
             tensor.copy_(source)
+
+
+class CompiledForward:
+    """A frozen copy's answers from one compiled graph, with convolutions and what follows them in one; for calls without gradients.
+
+    The weights are built into the graph, so it is for a copy that is not refreshed. The first call compiles, once for each shape,
+    and raises whatever the compiler does.
+    """
+
+    def __init__(self, model: Network | HeadView) -> None:
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, _GRAPHS)
+        self.trace: Callable[[Tensor], ModelOutput] = torch.compile(model.trace, dynamic=False, options={"freezing": True})
 
 
 def _tensors(network: Network) -> list[tuple[str, Tensor]]:

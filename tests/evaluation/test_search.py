@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,19 @@ from advcli.attacks import Judge, Threat
 from advcli.data import load_test, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResumeError, UsageError
-from advcli.evaluation import audit, search, session, suites, verify
+from advcli.evaluation import audit, candidates, search, session, suites, verify
+from advcli.evaluation.candidates import Probe, agreement
 from advcli.evaluation.engine import evaluate
 from advcli.evaluation.job import Job, pick
 from advcli.evaluation.masking import flags
-from advcli.evaluation.search import Agreement, Search
+from advcli.evaluation.search import COMPILED, Agreement, Search
 from advcli.evaluation.session import Options
-from advcli.models import FastCopy, Network
-from advcli.recipe.schema import Data
+from advcli.models import Architecture, CompiledForward, FastCopy, Network, build
+from advcli.recipe.schema import Data, ReverseAttention
 from advcli.runs.checkpoint import load_network
 from advcli.runs.ledger import Arrays, Ledger
 
+Asked = tuple[Network, Judge, Tensor, Tensor]
 CPU = torch.device("cpu")
 EPS, N = "0.2", 40
 RECEIPTS = ("report.json", "ledger/ledger.safetensors", "identity.json", "search.json")
@@ -107,8 +111,9 @@ def test_a_wrong_surrogate_makes_no_false_verdict(
     path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float, error: float
 ) -> None:
     """It may miss, which the audit says; but whatever it calls broken is broken."""
-    monkeypatch.setattr(search, "followed", lambda network, head, precision: Noisy(network, scale))
-    monkeypatch.setattr(search, "agreement", lambda *rest: Agreement(error, 1.0, 1.0))
+    for module in (search, candidates):
+        monkeypatch.setattr(module, "followed", lambda network, head, precision: Noisy(network, scale))
+    monkeypatch.setattr(candidates, "agreement", lambda *rest: Agreement(error, 1.0, 1.0))
     arrays, report = result(job(path, "bf16", n=24), tmp_path / "run", silent)
     evidence = verify.gather(tmp_path / "run", checkpoint=path, data_root=None)
     assert verify.check(evidence, device=CPU, quantize=False)["failures"] == []
@@ -129,7 +134,7 @@ def test_a_stopped_run_goes_on_with_the_stored_decision(
     path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     """Never measured again, although the clock would now say otherwise; to the byte what a run in one go gives."""
-    monkeypatch.setattr(search, "_seconds", lambda models, x, labels: {"fp32": 3.0, "folded": 2.0, "bf16": 1.0})
+    monkeypatch.setattr(Probe, "_seconds", lambda *rest, **more: {"fp32": 3e-6, "folded": 2e-6, "bf16": 1e-6})
     monkeypatch.setattr(search, "_SPREAD", 1.0)
     result(job(path, "auto"), tmp_path / "whole", silent)
     calls = []
@@ -143,7 +148,7 @@ def test_a_stopped_run_goes_on_with_the_stored_decision(
     with pytest.raises(InterruptedRunError):
         result(job(path, "auto"), tmp_path / "stopped", silent)
     silent.advanced = lambda *progress: None
-    monkeypatch.setattr(search, "_seconds", lambda models, x, labels: pytest.fail("measured twice"))
+    monkeypatch.setattr(Probe, "measure", lambda *rest: pytest.fail("measured twice"))
     result(job(path, "auto"), tmp_path / "stopped", silent, resume=True)
     assert receipts(tmp_path / "stopped") == receipts(tmp_path / "whole")
     assert json.loads((tmp_path / "whole" / "search.json").read_text())["precision"] == "bf16"
@@ -165,7 +170,7 @@ def test_a_lost_decision_of_a_begun_run_is_an_error_of_ours(path: Path, silent: 
 
 def test_float32_is_what_it_was(path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No probe, no copy, no audit, no trace of any in what is written."""
-    monkeypatch.setattr(search, "measure", lambda *rest: pytest.fail("measured"))
+    monkeypatch.setattr(Probe, "measure", lambda *rest: pytest.fail("measured"))
     monkeypatch.setattr(search, "FastCopy", lambda *rest: pytest.fail("copied"))
     arrays, report = result(job(path, "fp32", suite="quick", n=20), tmp_path / "run", silent)
     assert "search" not in report
@@ -178,23 +183,28 @@ def test_float32_is_what_it_was(path: Path, silent: Any, tmp_path: Path, monkeyp
 
 
 @pytest.fixture
-def probe(path: Path) -> tuple[Network, Judge, Tensor, Tensor]:
+def probe(path: Path) -> Asked:
     network = load_network(path).network.eval().requires_grad_(False)
     images = pick(load_test(Data(name="digits"))[0], 64, seed=1)
     return network, Judge(network, chunk=16), to_float(images.images), images.labels
 
 
-def test_agreement_is_what_it_says(probe: tuple[Network, Judge, Tensor, Tensor]) -> None:
+def asking(probe: Asked, forwards: int) -> Probe:
     network, judge, x, y = probe
-    same = search.agreement(judge, network, [x], y)
+    return Probe(network, "final", judge, Threat("linf", 0.1), x, y, Draws(0, torch.arange(64), "probe"), forwards, pytest.fail)
+
+
+def test_agreement_is_what_it_says(probe: Asked) -> None:
+    network, judge, x, y = probe
+    same = agreement(judge, network, [x], y)
     assert (same.bound, same.signs, same.holds) == (0.0, 1.0, True)
-    folded, bf16 = (search.agreement(judge, FastCopy(network, name).network, [x], y) for name in ("folded", "bf16"))
+    folded, bf16 = (agreement(judge, FastCopy(network, name).network, [x], y) for name in ("folded", "bf16"))
     assert 0 < folded.bound < 1e-3 * bf16.bound
     assert folded.signs > bf16.signs > 0.9
     margins = [judge.margins(x, y), Judge(FastCopy(network, "bf16").network, chunk=16).margins(x, y)]
     error = (margins[0] - margins[1]).abs()
     assert float(error.quantile(0.99)) <= bf16.bound <= 2.01 * float(error.max())
-    turned = search.agreement(judge, Noisy(network, 1.0), [x], y)  # type: ignore[arg-type]
+    turned = agreement(judge, Noisy(network, 1.0), [x], y)  # type: ignore[arg-type]
     assert not turned.holds
 
 
@@ -209,17 +219,82 @@ def test_agreement_is_what_it_says(probe: tuple[Network, Judge, Tensor, Tensor])
     ],
 )
 def test_auto_takes_the_quickest_that_agrees(
-    probe: tuple[Network, Judge, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], chosen: str
+    probe: Asked, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], chosen: str
 ) -> None:
-    network, judge, x, y = probe
-    monkeypatch.setattr(search, "_seconds", lambda *rest: dict(zip(("fp32", "folded", "bf16"), seconds, strict=True)))
-    settle = partial(search.measure, "auto", network, "final", judge, Threat("linf", 0.1), x, y, Draws(0, torch.arange(64), "probe"))
-    monkeypatch.setattr(search, "agreement", lambda *rest: Agreement(0.01, 1.0, 0.99))
+    monkeypatch.setattr(Probe, "_seconds", lambda *rest, **more: dict(zip(("fp32", "folded", "bf16"), seconds, strict=True)))
+    settle = partial(asking(probe, 0).measure, "auto")
+    monkeypatch.setattr(candidates, "agreement", lambda *rest: Agreement(0.01, 1.0, 0.99))
     assert settle().precision == chosen
-    monkeypatch.setattr(search, "agreement", lambda *rest: Agreement(0.01, 1.0, 0.9))
+    monkeypatch.setattr(candidates, "agreement", lambda *rest: Agreement(0.01, 1.0, 0.9))
     assert settle().precision == "fp32"
-    monkeypatch.setattr(search, "agreement", lambda *rest: Agreement(0.2, 1.0, 0.99))
+    monkeypatch.setattr(candidates, "agreement", lambda *rest: Agreement(0.2, 1.0, 0.99))
     assert settle().precision == "fp32"
+
+
+class Interpreted(CompiledForward):
+    """The same answers, moved by error, without a compiler."""
+
+    def __init__(self, model: Network, error: float = 0.0) -> None:
+        self.shapes: set[int] = set()
+
+        def trace(x: Tensor) -> Any:
+            self.shapes.add(len(x))
+            output = model.trace(x)
+            return output._replace(logits=output.logits + error * torch.eye(10)[0])
+
+        self.trace = trace
+
+
+@pytest.mark.parametrize(
+    ("forwards", "second", "error", "taken"),
+    [(10**9, 0.5, 0.0, True), (10**9, 0.95, 0.0, False), (10**9, 0.5, 5.0, False), (10, 0.5, 0.0, False)],
+    ids=["quick", "slow", "wrong", "short"],
+)
+def test_forwards_are_compiled_where_that_pays_and_agrees(
+    probe: Asked, monkeypatch: pytest.MonkeyPatch, forwards: int, second: float, error: float, taken: bool
+) -> None:
+    made: list[Interpreted] = []
+
+    def compiled(model: Network) -> Interpreted:
+        made.append(Interpreted(model, error))
+        return made[-1]
+
+    monkeypatch.setattr(search, "CompiledForward", compiled)
+    monkeypatch.setattr(Probe, "_seconds", lambda self, models, *rest, **more: dict(zip(models, (1.0, second), strict=False)))
+    settled = asking(probe, forwards).measure("folded")
+    assert (settled.precision, COMPILED in settled.agreements) == ("folded", taken)
+    assert len(made) == (forwards > 10)
+    assert all(follower.shapes == {16} for follower in made), "one shape, one graph"
+    square = suites.suite("aa").entries(Threat("linf", 0.1), 10)[-1]
+    assert settled.precision_of(square) == (COMPILED if taken else "folded")
+    if taken:
+        assert settled.seconds == {"folded forward": 1.0, "compiled forward": 0.5}
+        assert 0 < settled.error(COMPILED) < 1e-3
+
+
+def test_a_compiler_that_fails_costs_one_line(probe: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(CompiledForward):
+        def __init__(self, model: Network) -> None:
+            raise RuntimeError("no compiler here\nand much more")
+
+    lines: list[str] = []
+    monkeypatch.setattr(search, "CompiledForward", Broken)
+    settled = replace(asking(probe, 10**9), noted=lines.append).measure("folded")
+    assert lines == ["forwards are not compiled: no compiler here"]
+    assert set(settled.agreements) == {"folded"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("gates", [(), (ReverseAttention(name="reverse-attention"),)], ids=["plain", "gated"])
+def test_a_compiled_forward_answers_as_the_copy_does(gates: tuple[Any, ...]) -> None:
+    network = build(Architecture("resnet18", 0.0625, 5, 3, 16, gates=gates), 0).eval()
+    copy = FastCopy(network, "folded").network
+    x = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, got = copy.trace(x), CompiledForward(copy).trace(x)
+    torch.testing.assert_close(got.logits, expected.logits, rtol=0, atol=1e-5)
+    assert len(got.aux_logits) == len(gates)
 
 
 def test_who_searches_in_what() -> None:
@@ -262,7 +337,8 @@ def test_the_audit_compares_the_same_attack_on_the_same_draws(
     path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A surrogate that is the network itself leaves nothing to disagree about, to the byte."""
-    monkeypatch.setattr(search, "followed", lambda network, head, precision: network)
+    for module in (search, candidates):
+        monkeypatch.setattr(module, "followed", lambda network, head, precision: network)
     arrays, report = result(job(path, "folded", suite="fast"), tmp_path / "run", silent)
     audited = arrays["run.audit"] >= 0
     assert report["search"]["audited"] == audited.sum() > 30
