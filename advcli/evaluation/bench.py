@@ -1,8 +1,8 @@
 """How fast attacks are beside the packages that others use: the same network and images, taking turns, in one process.
 
-Each peer gets two rows. `as shipped`: both as a user gets them, ours with its probed search and leaving early, theirs with the
-network as it was loaded. `same numerics`: both in eager float32 on a network whose weights need no gradient, and PGD with all
-its steps on all images; only that isolates what the code saves.
+`as shipped`: both as a user gets them, ours with its probed search and leaving early, theirs with the network as it was loaded.
+`float32`: the same with ours searching in float32, on a copy with batch norm folded. `same numerics`: both in eager float32 on the network as
+it is, whose weights need no gradient, and PGD with all its steps on all images; only that isolates what the code saves.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from advcli.runs.checkpoint import versions
 from advcli.training.machine import hardware
 from advcli.training.turns import Seconds, by_turns
 
-Numerics = Literal["as shipped", "same numerics"]
-NUMERICS: tuple[Numerics, ...] = ("as shipped", "same numerics")
+Numerics = Literal["as shipped", "float32", "same numerics"]
+BOTH: tuple[Numerics, ...] = ("as shipped", "same numerics")
 ATTACKS = ("aa", "fast", "pgd-20")
 PEERS = ("pyautoattack", "torchattacks", "foolbox")
 _STEPS = 20
@@ -89,19 +89,25 @@ def _row(match: Match, seconds: Seconds, robust: dict[str, list[float]]) -> dict
 
 
 def _matches() -> list[Match]:
-    rows = [Match("aa", "pyautoattack", numerics, f"aa, {numerics}", f"pyautoattack, {numerics}") for numerics in NUMERICS]
-    rows.append(Match("fast", "pyautoattack", "as shipped", "fast, as shipped", "pyautoattack, as shipped"))
+    theirs = "pyautoattack, as shipped"
+    rows = [
+        Match("aa", "pyautoattack", "as shipped", "aa, as shipped", theirs),
+        Match("aa", "pyautoattack", "float32", "aa, float32", theirs),
+        Match("aa", "pyautoattack", "same numerics", "aa, same numerics", "pyautoattack, same numerics"),
+        Match("fast", "pyautoattack", "as shipped", "fast, as shipped", theirs),
+    ]
     pgd = ("torchattacks", "foolbox")
-    return rows + [Match("pgd-20", peer, numerics, f"pgd-20, {numerics}", f"{peer}, {numerics}") for peer in pgd for numerics in NUMERICS]
+    return rows + [Match("pgd-20", peer, numerics, f"pgd-20, {numerics}", f"{peer}, {numerics}") for peer in pgd for numerics in BOTH]
 
 
 def _runs(job: Job, device: torch.device) -> Runs:
     runs: Runs = {
         "aa, as shipped": partial(_suite, job, device),
+        "aa, float32": partial(_suite, replace(job, search="folded"), device),
         "aa, same numerics": partial(_suite, replace(job, search="fp32"), device),
         "fast, as shipped": partial(_suite, replace(job, suite="fast"), device),
     }
-    for numerics in NUMERICS:
+    for numerics in BOTH:
         same = numerics == "same numerics"
         runs |= {f"pyautoattack, {numerics}": partial(_autoattack, job, same), f"pgd-20, {numerics}": partial(_pgd, job, same)}
         runs |= {f"torchattacks, {numerics}": partial(_peer, job, _torchattacks, same)}

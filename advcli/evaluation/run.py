@@ -59,12 +59,18 @@ class Run:
         draws = DRAWS if self.traits.random else 1
         self.judge = Judge(self.model, chunk=job.chunk, bound=bound, cost=self.cost, draws=draws)
         self.search = distributed.lead(self._settled)
-        self.followed = {
-            "fp32": self.model,
-            **{name: search.followed(job.loaded.network, job.head, name) for name in self.search.agreements},
-        }
+        self.followed = {"fp32": self.model, **{name: self._follow(name) for name in self.search.agreements}}
         if self.search.is_fast:
             self.entries += (search.audit(self.entries, len(self.images)),)
+
+    @torch.no_grad()
+    def _follow(self, precision: str) -> search.Follower:
+        """A copy to search on; if it is compiled, then now, so that no attack's clock runs meanwhile."""
+        model = search.followed(self.job.loaded.network, self.job.head, precision)
+        if precision == search.COMPILED:
+            rows = torch.arange(self.job.chunk, device=self.device) % len(self.images)
+            model.trace(to_float(self.images.images[rows]))
+        return model
 
     def _settled(self) -> search.Search:
         """How attacks search: stored beside the ledger, so that it is the same after an interruption."""
