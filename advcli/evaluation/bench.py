@@ -1,8 +1,8 @@
 """How fast attacks are beside the packages that others use: the same network and images, taking turns, in one process.
 
 `as shipped`: both as a user gets them, ours with its probed search and leaving early, theirs with the network as it was loaded.
-`float32`: the same with ours searching in float32, on a copy with batch norm folded. `same numerics`: both in eager float32 on the network as
-it is, whose weights need no gradient, and PGD with all its steps on all images; only that isolates what the code saves.
+`float32`: the same with ours searching in float32, on a copy with batch norm folded. `same numerics`: both in eager float32 on the
+network as it is, whose weights need no gradient, and PGD with all its steps on all images; only that isolates what the code saves.
 """
 
 from __future__ import annotations
