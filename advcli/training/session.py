@@ -12,8 +12,8 @@ from advcli.errors import CheckpointError, UsageError
 from advcli.gates.whole import processes
 from advcli.models import Network
 from advcli.recipe import Recipe
-from advcli.runs import atomic, foreign
 from advcli.runs import folder as folders
+from advcli.runs import foreign
 from advcli.training import distributed
 from advcli.training.cost import forward_flops, passes
 from advcli.training.device import pick_device
@@ -118,7 +118,7 @@ def _ready(folder: Path | None, recipe: Recipe, out: Path | None, settled: Settl
         folder = folders.create(recipe.name, out)
     if settled is not None:
         folders.store_recipe(folder, settled.recipe)
-        atomic.write_json(folder / "probe.json", settled.receipt())
+        folders.store_probe(folder, recipe, settled.receipt())
     return folder
 
 

@@ -163,7 +163,7 @@ def test_a_kill_before_the_receipt_of_the_probe_loses_nothing_else(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(session.atomic, "write_json", killed)
+        patch.setattr(folders, "store_probe", killed)
         with pytest.raises(KeyboardInterrupt):
             session.run(tiny(), silent, out=tmp_path / "run", resume=False, device="cpu")
     session.run(tiny(), silent, out=tmp_path / "run", resume=True, device="cpu")
@@ -186,6 +186,7 @@ def test_decisions_are_stored_and_kept_on_resume(
     assert stored is not None
     assert stored.craft is not None
     assert (stored.craft.precision, stored.train.precision, stored.train.compile) == ("bf16", "fp32", False)
+    assert folders.as_asked(out, stored) == recipe
     receipt = json.loads((out / "probe.json").read_text())
     assert [(trial["part"], trial["taken"]) for trial in receipt["trials"]] == [("craft", True), ("train", False)]
     before = (out / "model.safetensors").read_bytes()
