@@ -10,9 +10,8 @@ from rich.table import Table
 from advcli.report.progress import duration
 from advcli.report.terminal import OUT, literal, percent
 
-_AS = {"as shipped": "shipped", "same numerics": "fp32", "same numerics, bf16": "bf16"}  # as --only calls them
-_IN = {"same numerics": "in float32", "same numerics, bf16": "in bfloat16"}
-_PRECISIONS = {"fp32": "float32", "tf32": "TF32", "bf16": "bf16"}
+_AS = {"as shipped": "shipped", "same numerics": "fp32"}  # of attacks
+_PRECISIONS = {"fp32": "float32", "tf32": "TF32", "bf16": "bfloat16"}
 _PHASES = {
     "data": "batch",
     "craft": "crafting",
@@ -35,18 +34,20 @@ def show_attacks(result: Mapping[str, Any], *, markdown: bool = False) -> None:
 
 
 def show_peers(result: Mapping[str, Any], *, markdown: bool = False) -> None:
-    """A row for each peer and numerics: seconds a step, and F that a step costs."""
+    """A row for each peer and numerics: seconds a step, F that a step costs, and how strong what it crafts is."""
     _head(result)
     rows = []
     for row in result["rows"]:
-        cost = "/".join(f"{row['F'][side]:.0f}" for side in ("ours", "theirs"))
-        rows.append([row["peer"], _AS[row["numerics"]], *_times(row), cost])
-    _table(["beside", "as", "ours s", "theirs s", "ratio", "F"], rows, left=2, markdown=markdown)
+        cost, wrong = (_both(row["F"]), _both(row["fooled"], 100))
+        rows.append([row["peer"], row["numerics"], *_times(row), cost, wrong])
+    _table(["beside", "as", "ours s", "theirs s", "ratio", "F", "fools %"], rows, left=2, markdown=markdown)
     for line in _numerics(result):
         _say(line)
     _say("in all rows ours attacks in eval mode, batch norm folded, and lies channels last")
     _say("theirs: their loops, rewritten from their description")
     _say("ratio: theirs over ours, round by round; F: forwards a step costs, ours/theirs")
+    for line in _strength(result):
+        _say(line)
     _end(result)
     for peer in dict.fromkeys(row["peer"] for row in result["rows"]):
         gains = [f"{row['ratio']['median']:.2f} x {_under(row['numerics'], result)}" for row in result["rows"] if row["peer"] == peer]
@@ -84,23 +85,32 @@ def recipe_time(estimate: Mapping[str, Any]) -> str:
 
 def _numerics(result: Mapping[str, Any]) -> Iterator[str]:
     """What the rows that are there compute in."""
-    precision = result["precision"]
-    if "as shipped" in precision:
-        settled = precision["as shipped"]
-        yield f"shipped: ours crafts in {settled['craft']}, scores in {settled['train']}; theirs eager {_their_precision(result)}"
-    if "same numerics" in precision:
-        yield "fp32: both eager in float32"
-    if "same numerics, bf16" in precision:
-        yield "bf16: both eager in bfloat16, theirs by autocast"
+    for name, ours in result["precision"].items():
+        if name == "shipped":
+            yield f"shipped: ours crafts in {ours['craft']}, scores in {ours['train']}; theirs eager {_their_precision(result)}"
+        else:
+            yield f"{name}: both eager in {_PRECISIONS[name]}" + (", theirs by autocast" if name == "bf16" else "")
+
+
+def _strength(result: Mapping[str, Any]) -> Iterator[str]:
+    """What `fools %` means, and which rows are not of equal strength: over 2 points fewer, and paired p under 0.001."""
+    for clean in {row["fooled"]["clean"] for row in result["rows"]}:
+        yield f"fools: of {result['batch_size']} crafted images one network gets wrong, ours/theirs; clean {100 * clean:.0f} %"
+    for row in result["rows"]:
+        found = row["fooled"]
+        if found["ours"] < found["theirs"] - 0.02 and found["p"] < 0.001:
+            yield f"note {row['peer']}, {row['numerics']}: ours crafts weaker images, so no ratio at equal strength (p {found['p']:.1g})"
 
 
 def _under(numerics: str, result: Mapping[str, Any]) -> str:
     """A ratio's numerics in words, with both sides' precisions where they may differ."""
-    if numerics in _IN:
-        return _IN[numerics]
     settled = result["precision"][numerics]
     ours = " and ".join(dict.fromkeys(_PRECISIONS[settled[part]] for part in ("craft", "train")))
-    return f"{numerics} (ours {ours}, theirs {_their_precision(result)})"
+    return f"as shipped (ours {ours}, theirs {_their_precision(result)})" if numerics == "shipped" else f"in {ours}"
+
+
+def _both(values: Mapping[str, float], scale: int = 1) -> str:
+    return "/".join(f"{scale * values[side]:.0f}" for side in ("ours", "theirs"))
 
 
 def _their_precision(result: Mapping[str, Any]) -> str:
@@ -151,7 +161,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, m
             OUT.print(literal(f"| {' | '.join(cell.strip() for cell in row)} |"), soft_wrap=True)
         OUT.print()
         return
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for position, name in enumerate(header):
         table.add_column(name, justify="left" if position < left else "right", no_wrap=True)
     for row in rows:

@@ -1,17 +1,21 @@
 """Our optimiser step beside others': the same first weights and batches, taking turns, in one process.
 
-Each peer gets up to three rows. `as shipped`: ours with whatever `auto` settles on, theirs eager, as they run it; never without the
-next. `same numerics`: both eager in float32. `same numerics, bf16`: both eager with bfloat16, theirs by autocast and channels last.
+Each peer gets up to three rows. `shipped`: ours with whatever `auto` settles on, theirs eager, as they run it; never without the
+next. `fp32`: both eager in float32. `bf16`: both eager with bfloat16, theirs by autocast and channels last.
 
-Same numerics means the same precision, not the same layout: in every row ours attacks a copy in eval mode, batch norm folded into its
-convolutions, and lies channels last. So those rows tell what algorithm and layout save together, without what precision adds.
+The same precision is not the same layout: in every row ours attacks a copy in eval mode, batch norm folded into its convolutions, and
+lies channels last. So fp32 and bf16 tell what algorithm and layout save together, without what precision adds.
+
+A loop that attacks less would be quicker for nothing. So after the clock each side crafts once more, of one batch and from equal weights
+that were taught a little, and those weights, in float32 and eval mode, tell how many of the crafted images fool them. A loop that attacks
+in train mode attacks another function than that, and may fool fewer.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,11 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from advcli.data import Batch, batches
 from advcli.errors import UsageError
-from advcli.measures import quartiles
-from advcli.models import Network
+from advcli.measures import mcnemar, quartiles
+from advcli.models import Network, frozen
+from advcli.objectives import Crafted
 from advcli.recipe import Recipe
 from advcli.runs.checkpoint import versions
 from advcli.training import throughput
@@ -32,15 +39,17 @@ from advcli.training.cost import FlopMeter, forward_flops
 from advcli.training.device import computing
 from advcli.training.machine import hardware
 from advcli.training.matching import PEERS, RECIPES, Peer, plan, same_method
-from advcli.training.peers import Plan
+from advcli.training.peers import Plan, Taken
+from advcli.training.phases import after_craft
 from advcli.training.probe import settle
 from advcli.training.setup import Assembly, assemble
 from advcli.training.throughput import Floor, How, Trainer
 from advcli.training.turns import Seconds, by_turns
 
-NUMERICS = {"shipped": "as shipped", "fp32": "same numerics", "bf16": "same numerics, bf16"}
-_THEIRS = {"shipped": "tf32", "fp32": "fp32", "bf16": "bf16"}  # tf32: torch's own default for convolutions, where there is any
+NUMERICS = {"shipped": "tf32", "fp32": "fp32", "bf16": "bf16"}
+"""The kinds of rows, as everybody calls them, and what theirs computes in; tf32 is torch's own default for convolutions."""
 _BATCHES = 4  # that all walk through
+_TAUGHT = 32  # steps, after which batch norm's statistics have all but forgotten their beginning
 
 
 def check(recipe: Recipe, only: Sequence[str]) -> list[Peer]:
@@ -60,7 +69,7 @@ def check(recipe: Recipe, only: Sequence[str]) -> list[Peer]:
 
 @dataclass(frozen=True)
 class Contest:
-    """What all runners share. network: the first weights, which stay as they are."""
+    """What all sides share. network: the first weights, which stay as they are."""
 
     parts: Assembly
     network: Network
@@ -85,12 +94,14 @@ def run(recipe: Recipe, device: torch.device, only: Sequence[str], how: How) -> 
     contest = Contest(parts, copy.deepcopy(parts.model), shown, plan(recipe))
     floor = throughput.count(parts)
     costs = {peer.name: cost(peer, contest) for peer in installed}
-    ours = {name: our_trainer(contest, name) for name in asked}
-    runs: dict[str, Callable[[int], float]] = {f"ours, {NUMERICS[name]}": trainer.run for name, trainer in ours.items()}
-    runs |= {f"{peer.name}, {NUMERICS[name]}": Theirs(peer, contest, name).run for peer in installed for name in asked}
-    warm, losses = by_turns({name: partial(go, 1) for name, go in runs.items()}, 2, lambda text: how.watch(f"warm-up, {text}"))
+    ours = {name: Ours(contest, name) for name in asked}
+    sides: dict[str, Ours | Theirs] = {f"ours, {name}": side for name, side in ours.items()}
+    sides |= {f"{peer.name}, {name}": Theirs(peer, contest, name) for peer in installed for name in asked}
+    warm, losses = by_turns({name: partial(side.run, 1) for name, side in sides.items()}, 2, lambda text: how.watch(f"warm-up, {text}"))
     steps = how.steps(min(min(values) for values in warm.values()))
-    spent, _ = by_turns({name: partial(go, steps) for name, go in runs.items()}, how.rounds, how.watch)
+    spent, _ = by_turns({name: partial(side.run, steps) for name, side in sides.items()}, how.rounds, how.watch)
+    how.watch("teaching the network that crafted images are to fool")
+    wrong = fooled(contest, taught(contest), sides, how.watch)
     return {
         "recipe": recipe.name,
         "arch": recipe.model.arch,
@@ -98,8 +109,8 @@ def run(recipe: Recipe, device: torch.device, only: Sequence[str], how: How) -> 
         "batch_size": recipe.train.batch_size,
         "rounds": how.rounds,
         "steps": steps,
-        "precision": {NUMERICS[name]: throughput.precision_of(trainer.parts.recipe) for name, trainer in ours.items()},
-        "rows": [row(peer.name, name, spent, losses, steps, floor, costs[peer.name]) for peer in installed for name in asked],
+        "precision": {name: throughput.precision_of(side.trainer.parts.recipe) for name, side in ours.items()},
+        "rows": [row(peer.name, name, spent, losses, wrong, steps, floor, costs[peer.name]) for peer in installed for name in asked],
         "first_step_seconds": {name: values[0] for name, values in warm.items()},
         "missing": [peer.package for peer in peers if peer not in installed],
         "versions": {**versions(), **{peer.package: metadata.version(peer.package) for peer in installed if peer.package}},
@@ -115,11 +126,24 @@ def importable(package: str) -> bool:
     return True
 
 
-def our_trainer(contest: Contest, name: str) -> Trainer:
-    """Ours from the same first weights, which are those of the recipe's seed."""
-    recipe = contest.parts.recipe if name == "shipped" else eager(contest.parts.recipe, name)
-    parts = assemble(recipe, contest.parts.device, contest.parts.data)
-    return Trainer(replace(parts, recipe=settle(parts).recipe), stream=itertools.cycle(contest.shown))
+class Ours:
+    """Our training from the same first weights, which are those of the recipe's seed."""
+
+    def __init__(self, contest: Contest, name: str) -> None:
+        recipe = contest.parts.recipe if name == "shipped" else eager(contest.parts.recipe, name)
+        parts = assemble(recipe, contest.parts.device, contest.parts.data)
+        self.trainer = Trainer(replace(parts, recipe=settle(parts).recipe), stream=itertools.cycle(contest.shown))
+
+    def run(self, steps: int) -> float:
+        return self.trainer.run(steps)
+
+    def crafted(self, weights: Network, batch: Batch) -> Tensor:
+        """What a step from these weights crafts of the batch."""
+        seen: list[Crafted] = []
+        self.trainer.parts.model.load_state_dict(weights.state_dict())
+        with after_craft(self.trainer.parts.objective, seen.append):
+            self.trainer.advance(batch)
+        return seen[0].x_adv
 
 
 def eager(recipe: Recipe, precision: str) -> Recipe:
@@ -133,18 +157,27 @@ class Theirs:
     """A peer's loop with a network and an optimiser of its own."""
 
     def __init__(self, peer: Peer, contest: Contest, name: str) -> None:
-        self.loop, self.plan, self.precision, self.device = peer.loop, contest.plan, _THEIRS[name], contest.parts.device
-        layout = torch.channels_last if name == "bf16" else torch.contiguous_format
-        self.network = copy.deepcopy(contest.network).to(memory_format=layout)
+        self.loop, self.plan, self.precision, self.device = peer.loop, contest.plan, NUMERICS[name], contest.parts.device
+        self.layout = torch.channels_last if name == "bf16" else torch.contiguous_format
+        self.network = copy.deepcopy(contest.network).to(memory_format=self.layout)
         self.optimizer = same_optimizer(contest.parts.optimizer, self.network)
-        self.batches = itertools.cycle([b._replace(images=b.images.contiguous(memory_format=layout)) for b in contest.shown])
+        self.batches = itertools.cycle([self._laid_out(batch) for batch in contest.shown])
+
+    def _laid_out(self, batch: Batch) -> Batch:
+        return batch._replace(images=batch.images.contiguous(memory_format=self.layout))
 
     def run(self, steps: int) -> float:
+        return [self._step(next(self.batches)).loss for _ in range(steps)][-1]
+
+    def crafted(self, weights: Network, batch: Batch) -> Tensor:
+        """What a step from these weights crafts of the batch."""
+        self.network.load_state_dict(weights.state_dict())
+        return self._step(self._laid_out(batch)).x_adv
+
+    def _step(self, batch: Batch) -> Taken:
         with computing(self.precision, self.device):
             torch.backends.cudnn.deterministic = False  # theirs do not ask for it, and need not pay for it
-            for _ in range(steps):
-                loss = self.loop(self.network, self.optimizer, next(self.batches), self.plan)
-        return loss
+            return self.loop(self.network, self.optimizer, batch, self.plan)
 
 
 def same_optimizer(ours: torch.optim.SGD, network: Network) -> torch.optim.SGD:
@@ -162,16 +195,50 @@ def cost(peer: Peer, contest: Contest) -> float:
     return float(meter.total / one)
 
 
-def row(peer: str, name: str, spent: Seconds, losses: Seconds, steps: int, floor: Floor, cost: float) -> dict[str, Any]:
-    """Seconds a step; ratio: theirs over ours, round by round; loss: of the first step, from the same weights and batch."""
-    mine, other = f"ours, {NUMERICS[name]}", f"{peer}, {NUMERICS[name]}"
+Wrong = dict[str, NDArray[np.bool_]]
+"""(N,) of each side by its name: which images of a batch a network gets wrong once they are crafted; `clean`: as they are."""
+
+
+def taught(contest: Contest) -> Network:
+    """After some steps of the recipe with attacks of a single step: past chance, and not past being fooled, so that strength shows."""
+    recipe = eager(contest.parts.recipe, "fp32")
+    assert recipe.craft is not None
+    short = recipe.craft.model_copy(update={"steps": 1, "step_size": recipe.threat.eps})
+    parts = assemble(recipe.model_copy(update={"craft": short}), contest.parts.device, contest.parts.data)
+    Trainer(parts, stream=itertools.cycle(contest.shown)).run(_TAUGHT)
+    return parts.model
+
+
+def fooled(contest: Contest, weights: Network, sides: Mapping[str, Ours | Theirs], watch: Callable[[str], None]) -> Wrong:
+    """Each side crafts of the first batch from these weights, and they judge, in float32 and eval mode."""
+    batch, device = contest.shown[0], contest.parts.device
+
+    def wrong(images: Tensor) -> NDArray[np.bool_]:
+        with frozen(weights), torch.no_grad(), computing("fp32", device):
+            found: NDArray[np.bool_] = (weights(images.float()).argmax(1) != batch.labels).cpu().numpy()
+        return found
+
+    found = {"clean": wrong(batch.images)}
+    for name, side in sides.items():
+        watch(f"what crafting fools: {name}")
+        found[name] = wrong(side.crafted(weights, batch))
+    return found
+
+
+def row(peer: str, name: str, spent: Seconds, losses: Seconds, wrong: Wrong, steps: int, floor: Floor, cost: float) -> dict[str, Any]:
+    """Seconds a step; ratio: theirs over ours, round by round; loss: of the first step, from the same weights and batch; fooled: shares
+    of the images, and McNemar's exact p that both sides fool equally many."""
+    mine, other = f"ours, {name}", f"{peer}, {name}"
     ours, theirs = (np.array(spent[key]) / steps for key in (mine, other))
+    shares = {side: float(wrong[key].mean()) for side, key in (("clean", "clean"), ("ours", mine), ("theirs", other))}
+    p = mcnemar(int((wrong[mine] & ~wrong[other]).sum()), int((wrong[other] & ~wrong[mine]).sum()))
     return {
         "peer": peer,
-        "numerics": NUMERICS[name],
+        "numerics": name,
         "ours": quartiles(ours),
         "theirs": quartiles(theirs),
         "ratio": quartiles(theirs / ours),
         "F": {"ours": floor.total / floor.forward, "theirs": cost},
         "loss": {"ours": losses[mine][0], "theirs": losses[other][0]},
+        "fooled": {**shares, "p": p},
     }

@@ -91,8 +91,8 @@ def test_peers_on_a_screen_in_markdown_and_as_an_object(tiny_overrides: tuple[st
     assert lines[-1].startswith("TRADES: ")
     assert lines[-1].endswith(" x in float32")
     table = [line for line in advcli_(*arguments, "--markdown").stdout.splitlines() if line.startswith("|")]
-    assert table[0] == "| beside | as | ours s | theirs s | ratio | F |"
-    assert table[1] == "| --- | --- | ---: | ---: | ---: | ---: |"
+    assert table[0] == "| beside | as | ours s | theirs s | ratio | F | fools % |"
+    assert table[1] == "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
     assert table[2].startswith("| TRADES | fp32 | ")
     (row,) = json.loads(advcli_(*arguments, "--json").stdout)["rows"]
     assert row["ratio"]["median"] == pytest.approx(row["theirs"]["median"] / row["ours"]["median"])
@@ -111,10 +111,11 @@ def test_three_peers_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
             "theirs": spread,
             "ratio": spread,
             "F": {"ours": 23, "theirs": 35},
+            "fooled": {"clean": 1.0, "ours": fooled, "theirs": 1.0, "p": 1e-4},
         }
-        for numerics in ("as shipped", "same numerics", "same numerics, bf16")
+        for numerics, fooled in (("shipped", 1.0), ("fp32", 1.0), ("bf16", 0.5))
     ]
-    precision = {row["numerics"]: {"craft": "bf16", "train": "bf16"} for row in rows}
+    precision = {name: {"craft": low, "train": low} for name, low in (("shipped", "bf16"), ("fp32", "fp32"), ("bf16", "bf16"))}
     result = {"recipe": "pgd-at", "arch": "resnet18", "data": {"name": "cifar10", "synthetic": True}, "batch_size": 128, "rounds": 5}
     result |= {"steps": 1, "rows": rows, "precision": precision, "missing": ["torchattacks", "foolbox"], "versions": {"torch": "2.15"}}
     result |= {"hardware": {"device": "cuda", "name": "a processor", "threads": 2}}
@@ -123,9 +124,13 @@ def test_three_peers_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = capture.get().splitlines()
     assert max(map(len, lines)) <= 80
     assert sum(line.startswith("robust_overfitting") for line in lines) == 4
-    ends = "robust_overfitting: 23.46 x as shipped (ours bf16, theirs float32 with TF32), 23.46 x in float32, 23.46 x in bfloat16"
+    ends = "robust_overfitting: 23.46 x as shipped (ours bfloat16, theirs float32 with TF32), 23.46 x in float32, 23.46 x in bfloat16"
     assert " ".join(" ".join(lines[-2:]).split()) == ends
     assert "23.46 [20.12, 30.43]" in lines[3]
+    assert [line.split()[-1] for line in lines[3:6]] == ["100/100", "100/100", "50/100"]
+    text = " ".join(" ".join(lines).split())
+    assert text.count("ours crafts weaker images") == 1
+    assert "note robust_overfitting, bf16: ours crafts weaker images, so no ratio at equal strength (p 0.0001)" in text
 
 
 def test_a_run_folder_is_no_recipe(tmp_path: Path) -> None:
@@ -139,7 +144,7 @@ def test_a_ratio_as_shipped_is_never_shown_without_its_precisions_and_the_row_in
     lines = shown("bench", "quickstart", *tiny_overrides, *changes, "--peers", "--only", "shipped", *QUICK)
     text = " ".join(" ".join(lines).split())
     assert [line.split()[1] for line in lines if line.startswith("TRADES ")] == ["shipped", "fp32"]
-    assert " x as shipped (ours bf16 and float32, theirs float32), " in text
+    assert " x as shipped (ours bfloat16 and float32, theirs float32), " in text
     assert text.endswith(" x in float32")
     assert "ours attacks in eval mode, batch norm folded, and lies channels last" in text
     assert "rewritten from their description" in text
@@ -239,3 +244,10 @@ def test_doctor_goes_on_where_data_cannot_be_looked_for(root: str, monkeypatch: 
     assert any(line.startswith("disk") for line in lines)
     monkeypatch.setenv("ADVCLI_DATA", "x" * 300)
     assert shown("doctor", "--device", "cpu", "--quiet")[-1] == "1 problem"
+
+
+def test_all_rows_of_training_are_in_the_help() -> None:
+    from advcli.training.side_by_side import NUMERICS
+
+    said = " ".join(advcli_("bench", "--help").stdout.split())
+    assert all(name in said for name in NUMERICS)
