@@ -18,7 +18,8 @@ from advcli.training import distributed
 from advcli.training.cost import forward_flops, passes
 from advcli.training.device import pick_device
 from advcli.training.loop import Outcome, Watcher, train
-from advcli.training.probe import Settled, settle
+from advcli.training.probe import settle
+from advcli.training.settled import Settled
 from advcli.training.setup import assemble
 from advcli.training.step import step_of
 
