@@ -58,16 +58,16 @@ def show_training(result: Mapping[str, Any], *, markdown: bool = False) -> None:
     """Where a step's time goes, how far from the floor it is, and how long the whole recipe takes."""
     _head(result)
     spent, step, precision = result["seconds"], result["seconds"]["step"], result["precision"]
-    _table(["", "s", "%"], _phases(spent), left=1, markdown=markdown)
-    _say(f"step: median of rounds, quartiles [{step['q25']:.3g}, {step['q75']:.3g}]")
+    _table(["", "ms", "%"], _phases(spent), left=1, markdown=markdown)
+    _say(f"step: median of rounds, quartiles [{_count(1000 * step['q25'])}, {_count(1000 * step['q75'])}]")
     crafts = f"crafts in {precision['craft']}, " if result["image_steps_per_second"] else ""
     _say(f"{crafts}scores in {precision['train']}")
     for line in result["probe"]["lines"]:
         _say(f"probe: {line}")
     floor, memory, start = result["floor"], result["memory_bytes"], result["start_seconds"]
     _say(f"floor {floor['F']:.1f} F, {floor['craft_F']:.1f} of it crafting; F is one forward, {floor['gflop_forward']:.4g} GFLOP an image")
-    peaks = ", ".join(f"{name} {value:,.0f}" for name, value in result["peak_gflops"].items())
-    _say(f"{result['goodput_gflops']:,.0f} GFLOP/s of the floor's work; matrix products here reach {peaks}")
+    peaks = ", ".join(f"{value:,.0f} in {name}" for name, value in result["peak_gflops"].items())
+    _say(f"the floor's work goes at {result['goodput_gflops']:,.0f} GFLOP/s; matrix products here reach {peaks}")
     _say(f"peak memory {memory / 1e9:.2f} GB" if memory is not None else "peak memory is not known on this system")
     _say(f"start: assembly {start['assembly']:.1f} s, probe {start['probe']:.1f} s, first step {start['first_step']:.1f} s")
     _say("versions " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()))
@@ -119,13 +119,13 @@ def _their_precision(result: Mapping[str, Any]) -> str:
 
 def _phases(spent: Mapping[str, Any]) -> list[list[str]]:
     whole = spent["step"]["median"]
-    rows = [["one step", f"{whole:.3g}", "100.0"]]
-    return rows + [[f"  {title}", f"{spent[name]:.3g}", percent(spent[name] / whole)] for name, title in _PHASES.items()]
+    rows = [["one step", _count(1000 * whole), "100.0"]]
+    return rows + [[f"  {title}", _count(1000 * spent[name]), percent(spent[name] / whole)] for name, title in _PHASES.items()]
 
 
 def _count(value: float) -> str:
-    """Three figures at least, and no exponent."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    """Three figures at least where there are as many above a thousandth, and no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.001 else "0"
 
 
 def _head(result: Mapping[str, Any]) -> None:

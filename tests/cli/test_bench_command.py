@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def shown(*arguments: object) -> list[str]:
         (["runs/x", "--attacks", "seed=1"], "a checkpoint has no fields to change"),
         (["quickstart", "--only", "fp32"], "--only chooses rows of --peers or --attacks"),
         (["quickstart", "--peers", "--only", "tf32"], "there are no rows 'tf32'"),
+        (["quickstart", "--json", "--markdown"], "one of --json and --markdown"),
         (["mart", "--peers"], "no peer's loop trains as mart does"),
         (["quikstart"], "there is no recipe 'quikstart' (did you mean quickstart?)"),
         (["quickstart", "optim.lrr=1"], "unknown key optim.lrr"),
@@ -76,6 +78,7 @@ def test_a_recipe_s_screen_and_object(tiny_overrides: tuple[str, ...]) -> None:
         part in text for part in ("one step", "crafting", "scoring and backward", "optimiser and the rest", "the whole recipe: about")
     )
     assert "image-steps/s" in lines[-1]
+    assert not any(re.search(r"\de-?\d", line) for line in lines[2:9]), "no time has an exponent"
     assert lines[-1].endswith("% of the machine's peak")
     found = json.loads(advcli_("bench", "quickstart", *tiny_overrides, *QUICK, "--json").stdout)
     assert found["floor"]["F"] == pytest.approx(9, abs=0.25)
@@ -187,7 +190,8 @@ def test_too_much_validation_is_refused_on_random_images_too() -> None:
 def test_doctor_says_what_is_there(tmp_path: Path) -> None:
     lines = shown("doctor", "--device", "cpu", "--quiet")
     text = " ".join(" ".join(lines).split())
-    assert "not there: cifar10, cifar100, svhn, tiny-imagenet" in text
+    assert "digits built in; " in text
+    assert "lacks cifar10, cifar100, svhn, tiny-imagenet" in text
     assert "torch.compile could work" in text
     assert lines[-1] == "nothing stands in the way"
     found = json.loads(advcli_("doctor", "--device", "cpu", "--quiet", "--json").stdout)
@@ -198,8 +202,18 @@ def test_doctor_says_what_is_there(tmp_path: Path) -> None:
 def test_doctor_of_a_recipe_estimates_its_time(tiny_overrides: tuple[str, ...]) -> None:
     done = advcli_("doctor", "quickstart", *tiny_overrides, "--device", "cpu", "--quiet")
     assert done.exit_code == 0
-    assert "quickstart: about" in done.stdout
-    assert "6 steps of" in " ".join(done.stdout.split())
+    text = " ".join(done.stdout.split())
+    assert "quickstart: about" in text
+    assert "6 steps of" in text
+    assert "crafts in fp32, scores in fp32" in text
+
+
+def test_doctor_of_a_recipe_that_crafts_nothing_names_no_precision_of_it(tiny_overrides: tuple[str, ...]) -> None:
+    changes = [change for change in tiny_overrides if not change.startswith("craft.")]
+    done = advcli_("doctor", "quickstart", *changes, "objective.name=standard", "~craft", "--device", "cpu", "--quiet")
+    text = " ".join(done.stdout.split())
+    assert "scores in fp32" in text
+    assert "crafts" not in text
 
 
 def test_doctor_names_a_missing_data_set_and_goes_on_without() -> None:
@@ -240,7 +254,7 @@ def test_doctor_of_a_recipe_that_is_refused_says_the_rest(change: str, said: str
 @pytest.mark.parametrize("root", ["~nosuchuser/x", "x" * 300])
 def test_doctor_goes_on_where_data_cannot_be_looked_for(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown("doctor", "--data-root", root, "--device", "cpu", "--quiet")
-    assert any(line.startswith("problem data sets cannot be looked for: ") for line in lines)
+    assert any(line.split()[:3] == ["problem", "data", "sets"] for line in lines)
     assert any(line.startswith("disk") for line in lines)
     monkeypatch.setenv("ADVCLI_DATA", "x" * 300)
     assert shown("doctor", "--device", "cpu", "--quiet")[-1] == "1 problem"
