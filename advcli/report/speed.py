@@ -38,8 +38,7 @@ def show_peers(result: Mapping[str, Any], *, markdown: bool = False) -> None:
     _head(result)
     rows = []
     for row in result["rows"]:
-        cost, wrong = (_both(row["F"]), _both(row["fooled"], 100))
-        rows.append([row["peer"], row["numerics"], *_times(row), cost, wrong])
+        rows.append([row["peer"], row["numerics"], *_times(row), _both(row["F"]), _both(row["fooled"], 100)])
     _table(["beside", "as", "ours s", "theirs s", "ratio", "F", "fools %"], rows, left=2, markdown=markdown)
     for line in _numerics(result):
         _say(line)
@@ -94,12 +93,14 @@ def _numerics(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _strength(result: Mapping[str, Any]) -> Iterator[str]:
     """What `fools %` means, and which rows are not of equal strength: over 2 points fewer, and paired p under 0.001."""
-    for clean in {row["fooled"]["clean"] for row in result["rows"]}:
+    if result["rows"]:
+        clean = result["rows"][0]["fooled"]["clean"]
         yield f"fools: of {result['batch_size']} crafted images one network gets wrong, ours/theirs; clean {100 * clean:.0f} %"
     for row in result["rows"]:
         found = row["fooled"]
         if found["ours"] < found["theirs"] - 0.02 and found["p"] < 0.001:
-            yield f"note {row['peer']}, {row['numerics']}: ours crafts weaker images, so no ratio at equal strength (p {found['p']:.1g})"
+            sides = f"note {row['peer']}, {row['numerics']}"
+            yield f"{sides}: ours crafts weaker images, so this is no ratio at equal strength (p {found['p']:.1g})"
 
 
 def _under(numerics: str, result: Mapping[str, Any]) -> str:

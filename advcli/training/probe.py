@@ -173,7 +173,9 @@ class _Probe:
                 compile_blocks(network)
             agrees = _least_cosine(eager(), compiled())
         except Exception as error:  # a compiler has many ways to fail, and training goes on without it
-            if processes() > 1 or isinstance(error, torch.OutOfMemoryError):  # the others would wait for this one's part of the loss
+            if isinstance(error, torch.OutOfMemoryError):  # says nothing of the compiler
+                raise
+            if processes() > 1:  # the others would wait for this one's part of the loss
                 raise
             reason = str(error).strip().splitlines()
             self.notes.append(f"blocks are not compiled: {reason[0] if reason else type(error).__name__}")

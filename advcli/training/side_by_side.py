@@ -5,32 +5,27 @@ next. `fp32`: both eager in float32. `bf16`: both eager with bfloat16, theirs by
 
 The same precision is not the same layout: in every row ours attacks a copy in eval mode, batch norm folded into its convolutions, and
 lies channels last. So fp32 and bf16 tell what algorithm and layout save together, without what precision adds.
-
-A loop that attacks less would be quicker for nothing. So after the clock each side crafts once more, of one batch and from equal weights
-that were taught a little, and those weights, in float32 and eval mode, tell how many of the crafted images fool them. A loop that attacks
-in train mode attacks another function than that, and may fool fewer.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module, metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from advcli.data import Batch, batches
 from advcli.errors import UsageError
-from advcli.measures import mcnemar, quartiles
-from advcli.models import Network, frozen
+from advcli.measures import quartiles
+from advcli.models import Network
 from advcli.objectives import Crafted
 from advcli.recipe import Recipe
 from advcli.runs.checkpoint import versions
@@ -43,13 +38,13 @@ from advcli.training.peers import Plan, Taken
 from advcli.training.phases import after_craft
 from advcli.training.probe import settle
 from advcli.training.setup import Assembly, assemble
+from advcli.training.strength import Wrong, fooled, shares, taught
 from advcli.training.throughput import Floor, How, Trainer
 from advcli.training.turns import Seconds, by_turns
 
 NUMERICS = {"shipped": "tf32", "fp32": "fp32", "bf16": "bf16"}
 """The kinds of rows, as everybody calls them, and what theirs computes in; tf32 is torch's own default for convolutions."""
 _BATCHES = 4  # that all walk through
-_TAUGHT = 32  # steps, after which batch norm's statistics have all but forgotten their beginning
 
 
 def check(recipe: Recipe, only: Sequence[str]) -> list[Peer]:
@@ -101,7 +96,9 @@ def run(recipe: Recipe, device: torch.device, only: Sequence[str], how: How) -> 
     steps = how.steps(min(min(values) for values in warm.values()))
     spent, _ = by_turns({name: partial(side.run, steps) for name, side in sides.items()}, how.rounds, how.watch)
     how.watch("teaching the network that crafted images are to fool")
-    wrong = fooled(contest, taught(contest), sides, how.watch)
+    weights = taught(eager(recipe, "fp32"), parts, shown)
+    wrong = fooled(weights, shown[0], {name: side.crafted for name, side in sides.items()}, how.watch)
+    seen = Seen(spent, steps, losses, wrong)
     return {
         "recipe": recipe.name,
         "arch": recipe.model.arch,
@@ -110,7 +107,7 @@ def run(recipe: Recipe, device: torch.device, only: Sequence[str], how: How) -> 
         "rounds": how.rounds,
         "steps": steps,
         "precision": {name: throughput.precision_of(side.trainer.parts.recipe) for name, side in ours.items()},
-        "rows": [row(peer.name, name, spent, losses, wrong, steps, floor, costs[peer.name]) for peer in installed for name in asked],
+        "rows": [row(peer.name, name, seen, floor, costs[peer.name]) for peer in installed for name in asked],
         "first_step_seconds": {name: values[0] for name, values in warm.items()},
         "missing": [peer.package for peer in peers if peer not in installed],
         "versions": {**versions(), **{peer.package: metadata.version(peer.package) for peer in installed if peer.package}},
@@ -195,43 +192,20 @@ def cost(peer: Peer, contest: Contest) -> float:
     return float(meter.total / one)
 
 
-Wrong = dict[str, NDArray[np.bool_]]
-"""(N,) of each side by its name: which images of a batch a network gets wrong once they are crafted; `clean`: as they are."""
+class Seen(NamedTuple):
+    """Of each side by its name: seconds of rounds of so many steps, losses of its first steps, and whom its crafting fools."""
+
+    spent: Seconds
+    steps: int
+    losses: dict[str, list[float]]
+    wrong: Wrong
 
 
-def taught(contest: Contest) -> Network:
-    """After some steps of the recipe with attacks of a single step: past chance, and not past being fooled, so that strength shows."""
-    recipe = eager(contest.parts.recipe, "fp32")
-    assert recipe.craft is not None
-    short = recipe.craft.model_copy(update={"steps": 1, "step_size": recipe.threat.eps})
-    parts = assemble(recipe.model_copy(update={"craft": short}), contest.parts.device, contest.parts.data)
-    Trainer(parts, stream=itertools.cycle(contest.shown)).run(_TAUGHT)
-    return parts.model
-
-
-def fooled(contest: Contest, weights: Network, sides: Mapping[str, Ours | Theirs], watch: Callable[[str], None]) -> Wrong:
-    """Each side crafts of the first batch from these weights, and they judge, in float32 and eval mode."""
-    batch, device = contest.shown[0], contest.parts.device
-
-    def wrong(images: Tensor) -> NDArray[np.bool_]:
-        with frozen(weights), torch.no_grad(), computing("fp32", device):
-            found: NDArray[np.bool_] = (weights(images.float()).argmax(1) != batch.labels).cpu().numpy()
-        return found
-
-    found = {"clean": wrong(batch.images)}
-    for name, side in sides.items():
-        watch(f"what crafting fools: {name}")
-        found[name] = wrong(side.crafted(weights, batch))
-    return found
-
-
-def row(peer: str, name: str, spent: Seconds, losses: Seconds, wrong: Wrong, steps: int, floor: Floor, cost: float) -> dict[str, Any]:
-    """Seconds a step; ratio: theirs over ours, round by round; loss: of the first step, from the same weights and batch; fooled: shares
-    of the images, and McNemar's exact p that both sides fool equally many."""
+def row(peer: str, name: str, seen: Seen, floor: Floor, cost: float) -> dict[str, Any]:
+    """Seconds a step; ratio: theirs over ours, round by round; loss: of the first step, from the same weights and batch."""
     mine, other = f"ours, {name}", f"{peer}, {name}"
+    spent, steps, losses, wrong = seen
     ours, theirs = (np.array(spent[key]) / steps for key in (mine, other))
-    shares = {side: float(wrong[key].mean()) for side, key in (("clean", "clean"), ("ours", mine), ("theirs", other))}
-    p = mcnemar(int((wrong[mine] & ~wrong[other]).sum()), int((wrong[other] & ~wrong[mine]).sum()))
     return {
         "peer": peer,
         "numerics": name,
@@ -240,5 +214,5 @@ def row(peer: str, name: str, spent: Seconds, losses: Seconds, wrong: Wrong, ste
         "ratio": quartiles(theirs / ours),
         "F": {"ours": floor.total / floor.forward, "theirs": cost},
         "loss": {"ours": losses[mine][0], "theirs": losses[other][0]},
-        "fooled": {**shares, "p": p},
+        "fooled": shares(wrong, mine, other),
     }

@@ -133,7 +133,7 @@ def test_three_peers_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.split()[-1] for line in lines[3:6]] == ["100/100", "100/100", "50/100"]
     text = " ".join(" ".join(lines).split())
     assert text.count("ours crafts weaker images") == 1
-    assert "note robust_overfitting, bf16: ours crafts weaker images, so no ratio at equal strength (p 0.0001)" in text
+    assert "note robust_overfitting, bf16: ours crafts weaker images, so this is no ratio at equal strength (p 0.0001)" in text
 
 
 def test_a_run_folder_is_no_recipe(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     spent = {"ours, shipped": [1.0, 2.0, 4.0], "TRADES, shipped": [3.0, 4.0, 4.0]}
     losses = {"ours, shipped": [2.5, 2.0], "TRADES, shipped": [2.4, 2.1]}
     wrong = {name: np.arange(8) < count for name, count in (("clean", 1), ("ours, shipped", 6), ("TRADES, shipped", 2))}
-    row = side_by_side.row("TRADES", "shipped", spent, losses, wrong, 2, Floor(210.0, 60.0, 10.0), 39.0)
+    row = side_by_side.row("TRADES", "shipped", side_by_side.Seen(spent, 2, losses, wrong), Floor(210.0, 60.0, 10.0), 39.0)
     assert row["ratio"] == {"median": 2.0, "q25": 1.5, "q75": 2.5}
     assert row["ours"] == {"median": 1.0, "q25": 0.75, "q75": 1.5}
     assert row["theirs"]["median"] == 2.0
