@@ -16,6 +16,7 @@ import tempfile
 import uuid
 import warnings
 import zlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -144,13 +145,13 @@ def _write(cache: Path, files: Sequence[Path], layout: _Layout) -> None:
     """Under a temporary name, synced, renamed: a reader, or a kill, sees the whole file or none."""
     if shutil.disk_usage(cache.parent).free < layout.bytes:  # better said now than after hours
         raise OSError(errno.ENOSPC, f"{layout.bytes / 1e9:.1f} GB do not fit on the disk")
-    partial, sums = cache.with_suffix(f".{uuid.uuid4().hex}.partial"), list[int]()
+    partial, sums = cache.with_suffix(f".{uuid.uuid4().hex}.partial"), array("I")
     try:
         with partial.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": layout.shape})
             for block in _blocks(files, layout):
                 file.write(block.data)
-                sums += map(zlib.crc32, block)
+                sums.extend(map(zlib.crc32, block))
             file.write(np.array(sums, _SUM).data)
             file.flush()
             os.fsync(file.fileno())

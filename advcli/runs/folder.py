@@ -146,7 +146,8 @@ def as_asked(folder: Path, stored: Recipe) -> Recipe:
         changes = [f"{key}={json.dumps(asked[key])}" for key in map(".".join, _DECIDED) if key in asked]
         return parse(dump(stored), overrides=changes)
     except (OSError, ValueError, AttributeError, TypeError, RecipeError) as error:
-        raise CheckpointError(f"cannot read what the recipe asked for: {error}", where=str(path)) from None
+        next = "remove that file: the stored recipe then counts as what was asked for"
+        raise CheckpointError(f"cannot read what the recipe asked for: {error}", where=str(path), next=next) from None
 
 
 def settled(asked: Recipe, stored: Recipe) -> dict[str, object]:
