@@ -234,5 +234,5 @@ def _recipe(recipe: Recipe, where: Any, data_root: str | None, seen: Examination
     try:
         return throughput.run(recipe, where, how)
     except DataError as error:
-        seen.problem(f"{data.name}: {error.what}", error.next)
+        seen.problem(f"{data.name}: {error.what} ({error.where})", error.next)
     return throughput.run(recipe, where, replace(how, made_up=True)) if can_stand_in(data) else None

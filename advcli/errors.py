@@ -21,6 +21,10 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 
+class Notice(UserWarning):
+    """What a user should know though the work goes on, said where nobody watches; the command line shows it as one line on stderr."""
+
+
 class AdvcliError(Exception):
     """what: one sentence. where: a file, key or option. next: the command or change that helps."""
 

@@ -28,6 +28,7 @@ from advcli.cli import (
     visualize,
     visualize_records,
 )
+from advcli.cli.output import notices_shown
 from advcli.errors import AdvcliError, InterruptedRunError
 
 
@@ -47,7 +48,8 @@ class _Group(TyperGroup):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a class name that the terminal lacks stops no report
         try:
-            return super().invoke(ctx)
+            with notices_shown():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             error: AdvcliError = InterruptedRunError("interrupted")
         except AdvcliError as raised:

@@ -60,6 +60,8 @@ def bench(
     Example: advcli bench pgd-at data.name=cifar10 --peers
     """
     _check_together(context, overrides or [], attacks=attacks)
+    if json and markdown:
+        raise UsageError("one of --json and --markdown", where="--markdown", next="leave one out")
     if not attacks:
         what, overrides = _recipe_and_changes(what, overrides or [])
         _check_recipe(what, peers=peers)

@@ -4,8 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from advcli.errors import Notice
+
+
+@contextmanager
+def notices_shown() -> Iterator[None]:
+    """Inside, a Notice is one line on stderr; other warnings stay what they are."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if not issubclass(category, Notice):
+                return others(message, category, *place)
+            from advcli.report.terminal import ERR
+
+            return ERR.print(f"note {message}", markup=False, soft_wrap=True)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def print_json(value: Any) -> None:

@@ -1,7 +1,8 @@
 """Image files decoded once, by all cores and in bounded memory, into a cache that is memory-mapped from then on.
 
-The cache is an .npy file beside a digest of the file list. safetensors, the format of everything else here, is mapped in a way
-that the kernel refuses for files larger than memory.
+The cache is an .npy file, named by a digest of the file list, with a CRC-32 of each image behind its end. safetensors, the format of
+everything else here, is mapped in a way that the kernel refuses for files larger than memory. An image is checked whenever it is read:
+that finds every damage that would be seen, and a start need not read the whole of a file that may be larger than memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import os
 import shutil
 import tempfile
 import uuid
+import warnings
+import zlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -26,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from advcli.data.images import Images, mapped
-from advcli.errors import DataError
+from advcli.errors import DataError, Notice
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -34,6 +38,9 @@ _GREY = {"1", "L"}
 _BLOCK = 2**24  # bytes decoded before they are written
 _HEADERS = 4096  # files whose headers are read before they are looked at
 _UNREADABLE = "remove or replace the file"
+_NO_CACHE = "make room there, or let this user write there; TMPDIR names another place for folders that cannot be written"
+
+_SUM = np.dtype("<u4")
 
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
@@ -51,12 +58,27 @@ class _Layout(NamedTuple):
         return math.prod(self.shape)
 
 
+class _Cache(NamedTuple):
+    """A whole file, mapped. sums (N,): the CRC-32 of each image as it was written."""
+
+    file: Path
+    pixels: Pixels
+    sums: NDArray[np.uint32]
+
+    def check(self, rows: NDArray[np.int64], pixels: Pixels) -> None:
+        """DataError unless the pixels (M, C, H, W) of these images are what was written."""
+        for image, expected in zip(pixels, self.sums[rows].tolist(), strict=True):
+            if zlib.crc32(image) != expected:
+                what, next = "the cache of decoded images is damaged", "remove that file; the next start decodes the images anew"
+                raise DataError(what, where=str(self.file), next=next)
+
+
 def decode(files: Sequence[Path], root: Path, size: int | None, *, name: str) -> Images:
     """(N, C, H, W) uint8 of the files, mapped from the cache where the list of files (path, length, time) is the one that was cached.
 
     One channel where every file is grey, else three. size: side to which the shorter side is resized before a centre crop;
-    None: the files' own size, which must then be one and the same. Where no cache can be written they are decoded into memory;
-    DataError where they do not fit, or where a file cannot be read.
+    None: the files' own size, which must then be one and the same. Where no cache can be written they are decoded into memory, with a
+    Notice; DataError where they do not fit, where a file cannot be read, and, as they are read, for images damaged in the cache.
     """
     if not files:
         raise DataError("no image files", where=str(root), next=f"known endings: {' '.join(sorted(ENDINGS))}")
@@ -67,7 +89,7 @@ def decode(files: Sequence[Path], root: Path, size: int | None, *, name: str) ->
             found = _cached(cache, files, size)
         except OSError as error:
             return torch.from_numpy(_in_memory(files, size, cache, error))
-    return mapped(found)
+    return mapped(found.pixels, found.check)
 
 
 def _cache_file(files: Sequence[Path], root: Path, size: int | None, name: str) -> Path:
@@ -82,23 +104,27 @@ def _cache_file(files: Sequence[Path], root: Path, size: int | None, name: str) 
     return home / ".advcli-cache" / f"{name}-{digest.hexdigest()[:16]}.npy"
 
 
-def _open(cache: Path, n: int) -> Pixels | None:
-    """The file, mapped; None where it is absent, cut or damaged."""
+def _open(cache: Path, n: int) -> _Cache | None:
+    """The file; None where it is absent, cut, or not one of n images and their sums."""
     try:
         found = np.lib.format.open_memmap(cache, mode="r")
+        sums = np.fromfile(cache, _SUM, offset=found.offset + found.nbytes)
     except (OSError, ValueError, SyntaxError, TokenError):
         return None
-    return found if found.dtype == np.uint8 and found.ndim == 4 and len(found) == n and found.flags.c_contiguous else None
+    fits = found.dtype == np.uint8 and found.ndim == 4 and len(found) == len(sums) == n and found.flags.c_contiguous
+    return _Cache(cache, found, sums) if fits else None
 
 
-def _cached(cache: Path, files: Sequence[Path], size: int | None) -> Pixels:
+def _cached(cache: Path, files: Sequence[Path], size: int | None) -> _Cache:
     """The file, written first where nobody else has; OSError where that cannot be done."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     with _alone(cache.parent):
         found = _open(cache, len(files))
         if found is None:
             _write(cache, files, _layout(files, size))
-            found = np.lib.format.open_memmap(cache, mode="r")
+            found = _open(cache, len(files))
+    if found is None:
+        raise OSError(errno.EIO, "what was written cannot be read")
     return found
 
 
@@ -119,12 +145,14 @@ def _write(cache: Path, files: Sequence[Path], layout: _Layout) -> None:
     """Under a temporary name, synced, renamed: a reader, or a kill, sees the whole file or none."""
     if shutil.disk_usage(cache.parent).free < layout.bytes:  # better said now than after hours
         raise OSError(errno.ENOSPC, f"{layout.bytes / 1e9:.1f} GB do not fit on the disk")
-    partial = cache.with_suffix(f".{uuid.uuid4().hex}.partial")
+    partial, sums = cache.with_suffix(f".{uuid.uuid4().hex}.partial"), array("I")
     try:
         with partial.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": layout.shape})
             for block in _blocks(files, layout):
                 file.write(block.data)
+                sums.extend(map(zlib.crc32, block))
+            file.write(np.array(sums, _SUM).data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(cache)
@@ -140,8 +168,10 @@ def _in_memory(files: Sequence[Path], size: int | None, cache: Path, why: OSErro
         raise DataError(
             f"{layout.bytes / 1e9:.1f} GB of images: there is no cache ({why.strerror or why}), and of memory {free / 1e9:.1f} GB",
             where=str(cache.parent),
-            next="make room there, or let this user write there; TMPDIR names another place for folders that cannot be written",
+            next=_NO_CACHE,
         )
+    said = f"no cache of decoded images in {cache.parent} ({why.strerror or why}): {layout.bytes / 1e9:.3g} GB of memory are taken"
+    warnings.warn(f"{said}, and every start decodes anew; {_NO_CACHE}", Notice, stacklevel=2)
     images, done = np.empty(layout.shape, np.uint8), 0
     for block in _blocks(files, layout):
         images[done : done + len(block)] = block

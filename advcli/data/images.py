@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,17 +17,22 @@ SHARE = 0.25
 _PIECE = 2**26  # bytes that are moved or read at once where a whole data set passes
 
 
+Check = Callable[[NDArray[np.int64], NDArray[np.uint8]], None]
+"""Given positions (M,) and the pixels (M, C, H, W) that were read there, raises where those are not what should be."""
+
+
 @dataclass(frozen=True)
 class HostImages:
     """A view of images on the host that answers on a device: what a tensor is to its users, but for being whole in memory.
 
     source (M, C, H, W) uint8, contiguous, usually a memory-mapped file; rows (N,) int64: the images' positions in it, on the
-    CPU; target: the device that rows are brought to.
+    CPU; target: the device that rows are brought to; check: made of all pixels as they are read.
     """
 
     source: NDArray[np.uint8]
     rows: Tensor
     target: torch.device
+    check: Check | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -43,23 +48,25 @@ class HostImages:
         rows = self.take(pick).rows
         pixels = torch.empty((len(rows), *self.source.shape[1:]), dtype=torch.uint8, pin_memory=self.target.type == "cuda")
         np.take(self.source, rows.numpy(), axis=0, out=pixels.numpy(), mode="clip")  # any other mode makes a second copy
+        if self.check is not None:
+            self.check(rows.numpy(), pixels.numpy())
         return pixels.to(self.target, non_blocking=True)
 
     def take(self, pick: Tensor | slice) -> HostImages:
         """The view of some positions, (M,) int64, or (N,) bool that marks them; no pixel is read."""
-        return HostImages(self.source, self.rows[pick.to(self.device) if isinstance(pick, Tensor) else pick], self.target)
+        return replace(self, rows=self.rows[pick.to(self.device) if isinstance(pick, Tensor) else pick])
 
     def to(self, device: torch.device) -> HostImages:
-        return HostImages(self.source, self.rows, device)
+        return replace(self, target=device)
 
 
 Images = Tensor | HostImages
 """(N, C, H, W) uint8; `[positions]` or `[slice]` of either is a tensor on the device, and `[:]` is all of it."""
 
 
-def mapped(source: NDArray[np.uint8]) -> HostImages:
+def mapped(source: NDArray[np.uint8], check: Check | None = None) -> HostImages:
     """All images of an array (N, C, H, W)."""
-    return HostImages(source, torch.arange(len(source)), torch.device("cpu"))
+    return HostImages(source, torch.arange(len(source)), torch.device("cpu"), check)
 
 
 def take(images: Images, pick: Tensor) -> Images:

@@ -1,4 +1,4 @@
-"""Run folders as methods: what differs in its seed alone is one method, and which evaluations are a run's own."""
+"""Run folders as methods: what was asked for with another seed alone is one method, and which evaluations are a run's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advcli.runs import folder as run_folder
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in their seed alone."""
+    """Runs of which the same was asked but for the seed, whatever each machine made of `auto`."""
 
     name: str
     runs: tuple[Run, ...]
@@ -24,7 +24,7 @@ def grouped(runs: Sequence[Run]) -> list[Method]:
     """In the order of first appearance. UsageError where a seed would count twice."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(f"{run_folder.method(run.recipe)} {_start(run)}" if run.recipe else str(run.place), []).append(run)
+        groups.setdefault(f"{run_folder.method(run.asked)} {_start(run)}" if run.asked else str(run.place), []).append(run)
     for group in groups.values():
         _check_seeds(group)
     names = _names([group[0] for group in groups.values()])
@@ -58,10 +58,24 @@ def _names(firsts: Sequence[Run]) -> list[str]:
             same.setdefault(run.recipe.name, []).append(run)
     names: dict[int, str] = {}
     for name, group in same.items():
-        for run, values in zip(group, run_folder.telling_apart([run.recipe for run in group if run.recipe]), strict=True):
+        for run, values in zip(group, run_folder.telling_apart([run.asked for run in group if run.asked]), strict=True):
             words = ", ".join(f"{key}={value}" for key, value in values.items())
             names[id(run)] = f"{name} ({words})" if words else name
     return [names.get(id(run), str(run.place)) for run in firsts]
+
+
+def settled_notes(method: Method) -> list[str]:
+    """In what `auto` came to something else on the machines of one method's runs."""
+    outcomes = [(run, run_folder.settled(run.asked, run.recipe)) for run in method.runs if run.asked and run.recipe]
+    said = []
+    for key in sorted({key for _, values in outcomes for key in values}):
+        places: dict[str, list[str]] = {}
+        for run, values in outcomes:
+            places.setdefault(str(values.get(key)), []).append(str(run.place))
+        if len(places) > 1:
+            words = "; ".join(f"{value} in {', '.join(runs)}" for value, runs in places.items())
+            said.append(f"{method.name}: {key} was settled differently from run to run: {words}")
+    return said
 
 
 def own(run: Run, *, last: bool = False) -> list[Evaluation]:

@@ -63,8 +63,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. place: that folder, or a checkpoint of others in it. recipe: None beside such a one. header: its model's, None there
-    and where none was written yet.
+    """A run folder. place: that folder, or a checkpoint of others in it. recipe: None beside such a one; asked: that with `auto` where
+    the machine settled it. header: its model's, None there and where none was written yet.
 
     log: an event an epoch, in order. hours: of training, None where no log tells. evaluations: finished ones of that model.
     of_last: those of the last epoch's weights, which may be the same. passed_over: (folder, why) of the others.
@@ -73,6 +73,7 @@ class Run:
     folder: Path
     place: Path
     recipe: Recipe | None
+    asked: Recipe | None
     header: dict[str, Any] | None
     log: tuple[dict[str, Any], ...]
     hours: float | None
@@ -143,9 +144,11 @@ def open_run(folder: Path, name: str = "model.safetensors") -> Run:
     if header is None:
         _check_one_network(evaluations, folder / name if others else folder)
     if others:  # what lies beside it is another network's
-        return Run(folder, folder / name, None, None, (), None, tuple(evaluations), (), tuple(passed_over))
+        return Run(folder, folder / name, None, None, None, (), None, tuple(evaluations), (), tuple(passed_over))
     log = tuple(sorted(events(folder), key=lambda event: event["epoch"]))
-    return Run(folder, folder, _recipe(folder), header, log, hours(folder), tuple(evaluations), tuple(of_last), tuple(passed_over))
+    recipe = _recipe(folder)
+    asked = run_folder.as_asked(folder, recipe) if recipe else None
+    return Run(folder, folder, recipe, asked, header, log, hours(folder), tuple(evaluations), tuple(of_last), tuple(passed_over))
 
 
 def _model_header(path: Path) -> dict[str, Any] | None:

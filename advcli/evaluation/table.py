@@ -36,7 +36,9 @@ def tabulate(runs: Sequence[Run], columns: Sequence[Column]) -> dict[str, Any]:
     for column, table in tables.items():
         _rank(column, table, upper=_is_upper(column, table.cells))
     rows = [_row(method, {column.name: table.cells[number] for column, table in tables.items()}) for number, method in enumerate(methods)]
-    notes = [note for column in chosen or [CLEAN] for note in tables[column].notes] + [note for run in runs for note in grouping.notes(run)]
+    notes = [note for column in chosen or [CLEAN] for note in tables[column].notes]
+    notes += [note for method in methods for note in grouping.settled_notes(method)]
+    notes += [note for run in runs for note in grouping.notes(run)]
     return {"kind": "runs", "columns": described, "rows": rows, "notes": list(dict.fromkeys(notes))}
 
 

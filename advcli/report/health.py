@@ -14,14 +14,14 @@ from advcli.report.terminal import OUT, literal, percent
 def show_doctor(result: Mapping[str, Any]) -> None:
     """A line a fact, problems with their ways out below; the last line says whether there are any."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
+    table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in _facts(result):
-        table.add_row(name, literal(text))
-    OUT.print(table)
+        table.add_row(f"[dim]{name}[/dim]", literal(text))
     for problem in result["problems"]:
-        OUT.print(f"[red]problem[/red] {literal(problem['what'])}")
-        OUT.print(f"[dim]next[/dim]    {literal(problem['next'])}")
+        table.add_row("[red]problem[/red]", literal(problem["what"]))
+        table.add_row("[dim]next[/dim]", literal(problem["next"]))
+    OUT.print(table)
     count = len(result["problems"])
     OUT.print(f"[bold]{f'{count} problem' + 's' * (count != 1) if count else 'nothing stands in the way'}[/bold]")
 
@@ -36,9 +36,9 @@ def _facts(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "compile", _compile(result["compile"])
     yield "processes", f"several can train together over {', '.join(result['backends'])}" if result["backends"] else "one alone"
     if result["data"]:
-        yield "data", f"{result['data']['root']}: {_listed(result['data']['found'])}"
+        yield "data", _listed(result["data"])
     for extra in result["extras"]:
-        yield extra["package"], f"{extra['version'] or 'not installed'}; for {extra['for']}"
+        yield extra["package"], f"{extra['version'] or 'pip install adds it'}; for {extra['for']}"
     if result["disk"]:
         yield "disk", f"{result['disk']['free_bytes'] / 1e9:,.0f} GB free in {result['disk']['folder']}"
     if result.get("recipe"):
@@ -55,21 +55,23 @@ def _device(device: Mapping[str, Any]) -> str:
 
 
 def _compile(facts: Mapping[str, Any]) -> str:
-    cuda = "with Triton on GPUs" if facts["triton"] else "not on GPUs (no Triton)"
     lacking = [text for there, text in ((facts["compiler"], "no C++ compiler"), (facts["headers"], "no Python.h")) if not there]
-    return f"torch.compile could work {cuda}, {'not on CPUs (' + ', '.join(lacking) + ')' if lacking else 'on CPUs'}"
+    cpu = f"not on CPUs ({', '.join(lacking)})" if lacking else "on CPUs"
+    return f"torch.compile could work {cpu}, {'on GPUs' if facts['triton'] else 'not on GPUs (no Triton)'}"
 
 
-def _listed(found: Mapping[str, bool]) -> str:
-    there, missing = ([name for name, is_there in found.items() if is_there is wanted] for wanted in (True, False))
-    return f"{', '.join(there)}" + (f"; not there: {', '.join(missing)}" if missing else "")
+def _listed(data: Mapping[str, Any]) -> str:
+    there, missing = ([name for name, found in data["found"].items() if found is wanted and name != "digits"] for wanted in (True, False))
+    told = [f"{word} {', '.join(names)}" for word, names in (("has", there), ("lacks", missing)) if names]
+    return f"digits built in; {data['root']} {', '.join(told)}"
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
     estimate, precision = recipe["estimate"], recipe["precision"]
     images = " on random images" if recipe["data"]["synthetic"] else ""
+    crafts = f"crafts in {precision['craft']}, " if recipe["image_steps_per_second"] else ""
     return (
         f"{recipe['recipe']}{images}: about {duration(estimate['total'])}, {estimate['steps']:,} steps of "
-        f"{recipe['seconds']['step']['median']:.3g} s; crafts in {precision['craft']}, scores in {precision['train']}; "
+        f"{recipe['seconds']['step']['median']:.3g} s; {crafts}scores in {precision['train']}; "
         f"{percent(recipe['share_of_peak'])} % of the machine's peak"
     )

@@ -10,9 +10,8 @@ from rich.table import Table
 from advcli.report.progress import duration
 from advcli.report.terminal import OUT, literal, percent
 
-_AS = {"as shipped": "shipped", "same numerics": "fp32", "same numerics, bf16": "bf16"}  # as --only calls them
-_IN = {"same numerics": "in float32", "same numerics, bf16": "in bfloat16"}
-_PRECISIONS = {"fp32": "float32", "tf32": "TF32", "bf16": "bf16"}
+_AS = {"as shipped": "shipped", "same numerics": "fp32"}  # of attacks
+_PRECISIONS = {"fp32": "float32", "tf32": "TF32", "bf16": "bfloat16"}
 _PHASES = {
     "data": "batch",
     "craft": "crafting",
@@ -35,18 +34,19 @@ def show_attacks(result: Mapping[str, Any], *, markdown: bool = False) -> None:
 
 
 def show_peers(result: Mapping[str, Any], *, markdown: bool = False) -> None:
-    """A row for each peer and numerics: seconds a step, and F that a step costs."""
+    """A row for each peer and numerics: seconds a step, F that a step costs, and how strong what it crafts is."""
     _head(result)
     rows = []
     for row in result["rows"]:
-        cost = "/".join(f"{row['F'][side]:.0f}" for side in ("ours", "theirs"))
-        rows.append([row["peer"], _AS[row["numerics"]], *_times(row), cost])
-    _table(["beside", "as", "ours s", "theirs s", "ratio", "F"], rows, left=2, markdown=markdown)
+        rows.append([row["peer"], row["numerics"], *_times(row), _both(row["F"]), _both(row["fooled"], 100)])
+    _table(["beside", "as", "ours s", "theirs s", "ratio", "F", "fools %"], rows, left=2, markdown=markdown)
     for line in _numerics(result):
         _say(line)
     _say("in all rows ours attacks in eval mode, batch norm folded, and lies channels last")
     _say("theirs: their loops, rewritten from their description")
     _say("ratio: theirs over ours, round by round; F: forwards a step costs, ours/theirs")
+    for line in _strength(result):
+        _say(line)
     _end(result)
     for peer in dict.fromkeys(row["peer"] for row in result["rows"]):
         gains = [f"{row['ratio']['median']:.2f} x {_under(row['numerics'], result)}" for row in result["rows"] if row["peer"] == peer]
@@ -57,16 +57,16 @@ def show_training(result: Mapping[str, Any], *, markdown: bool = False) -> None:
     """Where a step's time goes, how far from the floor it is, and how long the whole recipe takes."""
     _head(result)
     spent, step, precision = result["seconds"], result["seconds"]["step"], result["precision"]
-    _table(["", "s", "%"], _phases(spent), left=1, markdown=markdown)
-    _say(f"step: median of rounds, quartiles [{step['q25']:.3g}, {step['q75']:.3g}]")
+    _table(["", "ms", "%"], _phases(spent), left=1, markdown=markdown)
+    _say(f"step: median of rounds, quartiles [{_count(1000 * step['q25'])}, {_count(1000 * step['q75'])}]")
     crafts = f"crafts in {precision['craft']}, " if result["image_steps_per_second"] else ""
     _say(f"{crafts}scores in {precision['train']}")
     for line in result["probe"]["lines"]:
         _say(f"probe: {line}")
     floor, memory, start = result["floor"], result["memory_bytes"], result["start_seconds"]
     _say(f"floor {floor['F']:.1f} F, {floor['craft_F']:.1f} of it crafting; F is one forward, {floor['gflop_forward']:.4g} GFLOP an image")
-    peaks = ", ".join(f"{name} {value:,.0f}" for name, value in result["peak_gflops"].items())
-    _say(f"{result['goodput_gflops']:,.0f} GFLOP/s of the floor's work; matrix products here reach {peaks}")
+    peaks = ", ".join(f"{value:,.0f} in {name}" for name, value in result["peak_gflops"].items())
+    _say(f"the floor's work goes at {result['goodput_gflops']:,.0f} GFLOP/s; matrix products here reach {peaks}")
     _say(f"peak memory {memory / 1e9:.2f} GB" if memory is not None else "peak memory is not known on this system")
     _say(f"start: assembly {start['assembly']:.1f} s, probe {start['probe']:.1f} s, first step {start['first_step']:.1f} s")
     _say("versions " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()))
@@ -84,23 +84,34 @@ def recipe_time(estimate: Mapping[str, Any]) -> str:
 
 def _numerics(result: Mapping[str, Any]) -> Iterator[str]:
     """What the rows that are there compute in."""
-    precision = result["precision"]
-    if "as shipped" in precision:
-        settled = precision["as shipped"]
-        yield f"shipped: ours crafts in {settled['craft']}, scores in {settled['train']}; theirs eager {_their_precision(result)}"
-    if "same numerics" in precision:
-        yield "fp32: both eager in float32"
-    if "same numerics, bf16" in precision:
-        yield "bf16: both eager in bfloat16, theirs by autocast"
+    for name, ours in result["precision"].items():
+        if name == "shipped":
+            yield f"shipped: ours crafts in {ours['craft']}, scores in {ours['train']}; theirs eager {_their_precision(result)}"
+        else:
+            yield f"{name}: both eager in {_PRECISIONS[name]}" + (", theirs by autocast" if name == "bf16" else "")
+
+
+def _strength(result: Mapping[str, Any]) -> Iterator[str]:
+    """What `fools %` means, and which rows are not of equal strength: over 2 points fewer, and paired p under 0.001."""
+    if result["rows"]:
+        clean = result["rows"][0]["fooled"]["clean"]
+        yield f"fools: of {result['batch_size']} crafted images one network gets wrong, ours/theirs; clean {100 * clean:.0f} %"
+    for row in result["rows"]:
+        found = row["fooled"]
+        if found["ours"] < found["theirs"] - 0.02 and found["p"] < 0.001:
+            sides = f"note {row['peer']}, {row['numerics']}"
+            yield f"{sides}: ours crafts weaker images, so this is no ratio at equal strength (p {found['p']:.1g})"
 
 
 def _under(numerics: str, result: Mapping[str, Any]) -> str:
     """A ratio's numerics in words, with both sides' precisions where they may differ."""
-    if numerics in _IN:
-        return _IN[numerics]
     settled = result["precision"][numerics]
     ours = " and ".join(dict.fromkeys(_PRECISIONS[settled[part]] for part in ("craft", "train")))
-    return f"{numerics} (ours {ours}, theirs {_their_precision(result)})"
+    return f"as shipped (ours {ours}, theirs {_their_precision(result)})" if numerics == "shipped" else f"in {ours}"
+
+
+def _both(values: Mapping[str, float], scale: int = 1) -> str:
+    return "/".join(f"{scale * values[side]:.0f}" for side in ("ours", "theirs"))
 
 
 def _their_precision(result: Mapping[str, Any]) -> str:
@@ -109,13 +120,13 @@ def _their_precision(result: Mapping[str, Any]) -> str:
 
 def _phases(spent: Mapping[str, Any]) -> list[list[str]]:
     whole = spent["step"]["median"]
-    rows = [["one step", f"{whole:.3g}", "100.0"]]
-    return rows + [[f"  {title}", f"{spent[name]:.3g}", percent(spent[name] / whole)] for name, title in _PHASES.items()]
+    rows = [["one step", _count(1000 * whole), "100.0"]]
+    return rows + [[f"  {title}", _count(1000 * spent[name]), percent(spent[name] / whole)] for name, title in _PHASES.items()]
 
 
 def _count(value: float) -> str:
-    """Three figures at least, and no exponent."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    """Three figures at least where there are as many above a thousandth, and no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.001 else "0"
 
 
 def _head(result: Mapping[str, Any]) -> None:
@@ -151,7 +162,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, m
             OUT.print(literal(f"| {' | '.join(cell.strip() for cell in row)} |"), soft_wrap=True)
         OUT.print()
         return
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for position, name in enumerate(header):
         table.add_column(name, justify="left" if position < left else "right", no_wrap=True)
     for row in rows:

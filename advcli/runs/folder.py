@@ -7,12 +7,14 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from advcli.errors import CheckpointError, ResumeError, UsageError
+from advcli.errors import CheckpointError, RecipeError, ResumeError, UsageError
 from advcli.recipe import Recipe, dump, parse
 from advcli.runs import atomic
 
 RUNS = Path("runs")
+_PROBE = "probe.json"
 _DECIDED = (("train", "precision"), ("train", "compile"), ("craft", "precision"))
 # Where data lies and how often the state is saved may change between sessions of one run; nothing that changes its numbers may.
 _MAY_DIFFER = {("data", "root"), ("data", "download"), ("train", "save_every")}
@@ -125,6 +127,32 @@ def as_decided(recipe: Recipe, stored: Recipe) -> Recipe:
         own = stored.craft.precision
         changed["craft"] = recipe.craft.model_copy(update={"precision": own if own != "auto" else stored.train.precision})
     return recipe.model_copy(update=changed)
+
+
+def store_probe(folder: Path, given: Recipe, receipt: dict[str, Any]) -> None:
+    """What was measured to settle a recipe, and what it had asked for in each field that was settled."""
+    flat = _flat(given.model_dump(mode="json"))
+    asked = {".".join(key): flat[key] for key in _DECIDED if key in flat}
+    atomic.write_json(folder / _PROBE, {"asked": asked, **receipt})
+
+
+def as_asked(folder: Path, stored: Recipe) -> Recipe:
+    """The recipe of a run folder as it was asked for, `auto` where that was settled; as stored where nothing tells."""
+    path = folder / _PROBE
+    if not path.is_file():
+        return stored
+    try:
+        asked = json.loads(path.read_text(encoding="utf-8")).get("asked", {})
+        changes = [f"{key}={json.dumps(asked[key])}" for key in map(".".join, _DECIDED) if key in asked]
+        return parse(dump(stored), overrides=changes)
+    except (OSError, ValueError, AttributeError, TypeError, RecipeError) as error:
+        next = "remove that file: the stored recipe then counts as what was asked for"
+        raise CheckpointError(f"cannot read what the recipe asked for: {error}", where=str(path), next=next) from None
+
+
+def settled(asked: Recipe, stored: Recipe) -> dict[str, object]:
+    """By `a.b`, what became of the fields of `asked` that were left to the machine."""
+    return {".".join(key): new for key, _, new in differences(asked, stored) if key in _DECIDED}
 
 
 def differences(a: Recipe, b: Recipe) -> list[tuple[tuple[str, ...], object, object]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +35,18 @@ class Plan:
     alpha: float = 1.0
 
 
-Loop = Callable[[Network, torch.optim.Optimizer, Batch, Plan], float]
-"""Takes one optimiser step and returns its loss."""
+class Taken(NamedTuple):
+    """An optimiser step that was taken: its loss, and the images (N, C, H, W) that it was taken on."""
+
+    loss: float
+    x_adv: Tensor
 
 
-def backward_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> float:
+Loop = Callable[[Network, torch.optim.Optimizer, Batch, Plan], Taken]
+"""Takes one optimiser step."""
+
+
+def backward_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> Taken:
     """PGD-AT as in robust_overfitting (Rice, Wong, Kolter, ICML 2020): 35 F at 10 steps, where 23 do.
 
     Each attack step's backward() also fills the weights' gradients, which are thrown away: 10 F. One forward looks once more
@@ -55,7 +63,8 @@ def backward_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Bat
         delta.data = (x + moved).clamp(0, 1) - x
         delta.grad.zero_()
     F.cross_entropy(network(x + delta), y, reduction="none")
-    logits = network((x + delta).detach())
+    x_adv = (x + delta).detach()
+    logits = network(x_adv)
     loss = F.cross_entropy(logits, y)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -64,10 +73,10 @@ def backward_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Bat
     for seen in (logits, clean):
         F.cross_entropy(seen, y).item()
         (seen.argmax(1) == y).sum().item()
-    return loss.item()
+    return Taken(loss.item(), x_adv)
 
 
-def trades_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> float:
+def trades_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> Taken:
     """TRADES as its authors' code has it (Zhang et al., ICML 2019): 39 F at 10 steps, where 27 do.
 
     Each attack step passes the clean images again, with a graph that nobody follows: 9 F more than the one pass that is
@@ -87,10 +96,10 @@ def trades_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch
     loss = natural + plan.beta * robust
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    return loss.item()
+    return Taken(loss.item(), x_adv.detach())
 
 
-def ancra_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> float:
+def ancra_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> Taken:
     """TRADES-ANCRA as its authors' code has it (Zhou et al.): 52 F at 10 steps, where 49 do.
 
     Negatives are picked, and pairs contrasted, one example at a time, each waiting for the device; negatives and adversarial
@@ -113,10 +122,10 @@ def ancra_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch,
         _heads(network, images, None)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    return loss.item()
+    return Taken(loss.item(), x_adv.detach())
 
 
-def torchattacks_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> float:
+def torchattacks_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> Taken:
     """PGD-AT with torchattacks' PGD, as MAIR trains: 23 F at 10 steps."""
     import torchattacks
 
@@ -125,7 +134,7 @@ def torchattacks_loop(network: Network, optimizer: torch.optim.Optimizer, batch:
     return _trained_on(network, optimizer, attack(batch.images, batch.labels), batch.labels)
 
 
-def foolbox_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> float:
+def foolbox_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan) -> Taken:
     """PGD-AT with foolbox's LinfPGD: 34 F at 10 steps, since its backward() fills the weights' gradients and it looks who was fooled."""
     import foolbox
 
@@ -137,12 +146,12 @@ def foolbox_loop(network: Network, optimizer: torch.optim.Optimizer, batch: Batc
     return _trained_on(network, optimizer, x_adv, batch.labels)
 
 
-def _trained_on(network: Network, optimizer: torch.optim.Optimizer, x_adv: Tensor, y: Tensor) -> float:
+def _trained_on(network: Network, optimizer: torch.optim.Optimizer, x_adv: Tensor, y: Tensor) -> Taken:
     optimizer.zero_grad()
     loss = F.cross_entropy(network(x_adv.detach()), y)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    return loss.item()
+    return Taken(loss.item(), x_adv.detach())
 
 
 def uniform_start(x: Tensor, eps: float) -> Tensor:

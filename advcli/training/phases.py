@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from advcli.data import Batch
-from advcli.objectives import Objective
+from advcli.objectives import Crafted, Objective
 from advcli.training.machine import synchronize
 from advcli.training.setup import Assembly
 
@@ -18,13 +18,13 @@ PHASES = ("data", "craft", "score", "rest")
 
 
 @contextmanager
-def after_craft(objective: Objective, then: Callable[[], None]) -> Iterator[None]:
-    """Inside, `then` is called whenever the objective has crafted."""
+def after_craft(objective: Objective, then: Callable[[Crafted], object]) -> Iterator[None]:
+    """Inside, `then` is given whatever the objective crafts."""
     craft = objective.craft
 
     def watched(*args: Any) -> Any:
         made = craft(*args)
-        then()
+        then(made)
         return made
 
     objective.craft = watched  # type: ignore[assignment, method-assign]
@@ -48,7 +48,7 @@ def split(parts: Assembly, draw: Callable[[], Batch], advance: Callable[[Batch],
 
     hook = parts.optimizer.register_step_pre_hook(lambda *_: lap("score"))
     try:
-        with after_craft(parts.objective, lambda: lap("craft")):
+        with after_craft(parts.objective, lambda _: lap("craft")):
             for _ in range(steps):
                 batch = draw()
                 lap("data")

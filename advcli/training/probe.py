@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from advcli.attacks import Surrogate
 from advcli.attacks.losses import attack_loss
 from advcli.data import Batch, Moment, batches
+from advcli.errors import UsageError
 from advcli.gates.whole import processes
 from advcli.models import FastCopy, Network, batch_norm_state_kept
 from advcli.objectives import Crafted
@@ -24,54 +24,13 @@ from advcli.recipe.schema import crafting_precision
 from advcli.training.compilation import called_plainly, compile_blocks
 from advcli.training.cost import FLOOR, forward_flops
 from advcli.training.device import computing, plain_precision
+from advcli.training.settled import Settled, Trial
 from advcli.training.setup import Assembly
 from advcli.training.turns import by_turns
 
-_GAIN = 1.15  # how much quicker a candidate must be, so that noise of the clock decides nothing
-_SIGNS = 0.8  # wrong arithmetic gives 0.5; sound bfloat16 0.95 and more
-_COSINE = 0.5  # of any one layer's; wrong arithmetic gives 0; sound bfloat16 0.75 and more, on untrained networks
 _ROUNDS = 3
 _IMAGES = 32  # of the first batch, on a CPU; a CUDA device is asked what it does with the whole of it
-
-
-@dataclass(frozen=True)
-class Trial:
-    """seconds: medians of one go. agreement: share of equal signs in the images' gradient (craft), or the least cosine between the
-    gradients of one layer's weights (train, compile)."""
-
-    part: str
-    candidate: str
-    plain: str
-    seconds: float
-    plain_seconds: float
-    agreement: float
-
-    @property
-    def taken(self) -> bool:
-        needed = _SIGNS if self.part == "craft" else _COSINE
-        return self.agreement >= needed and self.plain_seconds >= _GAIN * self.seconds
-
-    def __str__(self) -> str:
-        gain, verdict = self.plain_seconds / self.seconds, "taken" if self.taken else "not taken"
-        return f"{self.part}: {self.candidate} is {gain:.2f} x as fast as {self.plain} and agrees to {self.agreement:.3f}, {verdict}"
-
-
-@dataclass(frozen=True)
-class Settled:
-    """recipe: every `auto` replaced. notes: what was not tried, and why. compile_seconds: of the first compiled passes, if any."""
-
-    recipe: Recipe
-    trials: tuple[Trial, ...] = ()
-    notes: tuple[str, ...] = ()
-    compile_seconds: float | None = None
-
-    def lines(self) -> list[str]:
-        """For whoever watches."""
-        return [*map(str, self.trials), *self.notes]
-
-    def receipt(self) -> dict[str, Any]:
-        trials = [{**asdict(trial), "taken": trial.taken} for trial in self.trials]
-        return {"trials": trials, "notes": list(self.notes), "compile_seconds": self.compile_seconds}
+_LEAST = 8  # images; a device that has no memory for a step on these has none for training
 
 
 def settle(parts: Assembly) -> Settled:
@@ -83,13 +42,38 @@ class _Probe:
     def __init__(self, parts: Assembly) -> None:
         self.parts, self.recipe, self.device = parts, parts.recipe, parts.device
         self.plain = plain_precision(self.device)
+        share = self.recipe.train.batch_size // processes()
+        self.size = self.whole = share if self.device.type == "cuda" else min(_IMAGES, share)
         self.trials: list[Trial] = []
         self.notes: list[str] = []
         self.compile_seconds: float | None = None
 
     def settle(self) -> Settled:
+        """On fewer images where the whole batch needs more memory in plain precision than there is: what is chosen may need less."""
         if not self._asked():
             return Settled(self.recipe)
+        while True:
+            try:
+                return self._settled()
+            except torch.OutOfMemoryError:
+                if processes() > 1:  # the others would wait for this one's part of the loss
+                    raise
+            self._halve()
+
+    def _halve(self) -> None:
+        if self.size <= _LEAST:
+            raise UsageError(
+                f"a step on {self.size} images is more than the memory of {self.device} holds",
+                where="--device",
+                next="see whether others use its memory, or take a smaller network, such as by model.width=0.5",
+            )
+        self.size = max(_LEAST, self.size // 2)
+        compile_blocks(self.parts.model, undo=True)
+        torch.cuda.empty_cache()
+        self.trials.clear()
+        self.notes[:] = [f"probed on {self.size} images: memory does not hold {self.whole} in every precision"]
+
+    def _settled(self) -> Settled:
         self.batch, self.moment = self._first_batch(), Moment(self.recipe.seed, 0, 0, 0.0)
         self.parts.model.eval()
         small = forward_flops(self.parts.model, self.batch.images[:1]) < FLOOR
@@ -107,9 +91,7 @@ class _Probe:
 
     def _first_batch(self) -> Batch:
         recipe = self.recipe
-        share = recipe.train.batch_size // processes()
-        size = share if self.device.type == "cuda" else min(_IMAGES, share)
-        return next(batches(self.parts.data.train, batch_size=size, seed=recipe.seed, epoch=0, augmentations=recipe.data.augment))
+        return next(batches(self.parts.data.train, batch_size=self.size, seed=recipe.seed, epoch=0, augmentations=recipe.data.augment))
 
     def _craft(self, *, small: bool) -> str:
         """The precision of the attack copy; `auto` stays where crafting has none of its own."""
@@ -191,6 +173,8 @@ class _Probe:
                 compile_blocks(network)
             agrees = _least_cosine(eager(), compiled())
         except Exception as error:  # a compiler has many ways to fail, and training goes on without it
+            if isinstance(error, torch.OutOfMemoryError):  # says nothing of the compiler
+                raise
             if processes() > 1:  # the others would wait for this one's part of the loss
                 raise
             reason = str(error).strip().splitlines()

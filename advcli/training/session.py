@@ -12,13 +12,14 @@ from advcli.errors import CheckpointError, UsageError
 from advcli.gates.whole import processes
 from advcli.models import Network
 from advcli.recipe import Recipe
-from advcli.runs import atomic, foreign
 from advcli.runs import folder as folders
+from advcli.runs import foreign
 from advcli.training import distributed
 from advcli.training.cost import forward_flops, passes
 from advcli.training.device import pick_device
 from advcli.training.loop import Outcome, Watcher, train
-from advcli.training.probe import Settled, settle
+from advcli.training.probe import settle
+from advcli.training.settled import Settled
 from advcli.training.setup import assemble
 from advcli.training.step import step_of
 
@@ -118,7 +119,7 @@ def _ready(folder: Path | None, recipe: Recipe, out: Path | None, settled: Settl
         folder = folders.create(recipe.name, out)
     if settled is not None:
         folders.store_recipe(folder, settled.recipe)
-        atomic.write_json(folder / "probe.json", settled.receipt())
+        folders.store_probe(folder, recipe, settled.receipt())
     return folder
 
 

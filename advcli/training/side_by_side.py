@@ -1,30 +1,32 @@
 """Our optimiser step beside others': the same first weights and batches, taking turns, in one process.
 
-Each peer gets up to three rows. `as shipped`: ours with whatever `auto` settles on, theirs eager, as they run it; never without the
-next. `same numerics`: both eager in float32. `same numerics, bf16`: both eager with bfloat16, theirs by autocast and channels last.
+Each peer gets up to three rows. `shipped`: ours with whatever `auto` settles on, theirs eager, as they run it; never without the
+next. `fp32`: both eager in float32. `bf16`: both eager with bfloat16, theirs by autocast and channels last.
 
-Same numerics means the same precision, not the same layout: in every row ours attacks a copy in eval mode, batch norm folded into its
-convolutions, and lies channels last. So those rows tell what algorithm and layout save together, without what precision adds.
+The same precision is not the same layout: in every row ours attacks a copy in eval mode, batch norm folded into its convolutions, and
+lies channels last. So fp32 and bf16 tell what algorithm and layout save together, without what precision adds.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module, metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from advcli.data import Batch, batches
 from advcli.errors import UsageError
 from advcli.measures import quartiles
 from advcli.models import Network
+from advcli.objectives import Crafted
 from advcli.recipe import Recipe
 from advcli.runs.checkpoint import versions
 from advcli.training import throughput
@@ -32,14 +34,16 @@ from advcli.training.cost import FlopMeter, forward_flops
 from advcli.training.device import computing
 from advcli.training.machine import hardware
 from advcli.training.matching import PEERS, RECIPES, Peer, plan, same_method
-from advcli.training.peers import Plan
+from advcli.training.peers import Plan, Taken
+from advcli.training.phases import after_craft
 from advcli.training.probe import settle
 from advcli.training.setup import Assembly, assemble
+from advcli.training.strength import Wrong, fooled, shares, taught
 from advcli.training.throughput import Floor, How, Trainer
 from advcli.training.turns import Seconds, by_turns
 
-NUMERICS = {"shipped": "as shipped", "fp32": "same numerics", "bf16": "same numerics, bf16"}
-_THEIRS = {"shipped": "tf32", "fp32": "fp32", "bf16": "bf16"}  # tf32: torch's own default for convolutions, where there is any
+NUMERICS = {"shipped": "tf32", "fp32": "fp32", "bf16": "bf16"}
+"""The kinds of rows, as everybody calls them, and what theirs computes in; tf32 is torch's own default for convolutions."""
 _BATCHES = 4  # that all walk through
 
 
@@ -60,7 +64,7 @@ def check(recipe: Recipe, only: Sequence[str]) -> list[Peer]:
 
 @dataclass(frozen=True)
 class Contest:
-    """What all runners share. network: the first weights, which stay as they are."""
+    """What all sides share. network: the first weights, which stay as they are."""
 
     parts: Assembly
     network: Network
@@ -85,12 +89,16 @@ def run(recipe: Recipe, device: torch.device, only: Sequence[str], how: How) -> 
     contest = Contest(parts, copy.deepcopy(parts.model), shown, plan(recipe))
     floor = throughput.count(parts)
     costs = {peer.name: cost(peer, contest) for peer in installed}
-    ours = {name: our_trainer(contest, name) for name in asked}
-    runs: dict[str, Callable[[int], float]] = {f"ours, {NUMERICS[name]}": trainer.run for name, trainer in ours.items()}
-    runs |= {f"{peer.name}, {NUMERICS[name]}": Theirs(peer, contest, name).run for peer in installed for name in asked}
-    warm, losses = by_turns({name: partial(go, 1) for name, go in runs.items()}, 2, lambda text: how.watch(f"warm-up, {text}"))
+    ours = {name: Ours(contest, name) for name in asked}
+    sides: dict[str, Ours | Theirs] = {f"ours, {name}": side for name, side in ours.items()}
+    sides |= {f"{peer.name}, {name}": Theirs(peer, contest, name) for peer in installed for name in asked}
+    warm, losses = by_turns({name: partial(side.run, 1) for name, side in sides.items()}, 2, lambda text: how.watch(f"warm-up, {text}"))
     steps = how.steps(min(min(values) for values in warm.values()))
-    spent, _ = by_turns({name: partial(go, steps) for name, go in runs.items()}, how.rounds, how.watch)
+    spent, _ = by_turns({name: partial(side.run, steps) for name, side in sides.items()}, how.rounds, how.watch)
+    how.watch("teaching the network that crafted images are to fool")
+    weights = taught(eager(recipe, "fp32"), parts, shown)
+    wrong = fooled(weights, shown[0], {name: side.crafted for name, side in sides.items()}, how.watch)
+    seen = Seen(spent, steps, losses, wrong)
     return {
         "recipe": recipe.name,
         "arch": recipe.model.arch,
@@ -98,8 +106,8 @@ def run(recipe: Recipe, device: torch.device, only: Sequence[str], how: How) -> 
         "batch_size": recipe.train.batch_size,
         "rounds": how.rounds,
         "steps": steps,
-        "precision": {NUMERICS[name]: throughput.precision_of(trainer.parts.recipe) for name, trainer in ours.items()},
-        "rows": [row(peer.name, name, spent, losses, steps, floor, costs[peer.name]) for peer in installed for name in asked],
+        "precision": {name: throughput.precision_of(side.trainer.parts.recipe) for name, side in ours.items()},
+        "rows": [row(peer.name, name, seen, floor, costs[peer.name]) for peer in installed for name in asked],
         "first_step_seconds": {name: values[0] for name, values in warm.items()},
         "missing": [peer.package for peer in peers if peer not in installed],
         "versions": {**versions(), **{peer.package: metadata.version(peer.package) for peer in installed if peer.package}},
@@ -115,11 +123,24 @@ def importable(package: str) -> bool:
     return True
 
 
-def our_trainer(contest: Contest, name: str) -> Trainer:
-    """Ours from the same first weights, which are those of the recipe's seed."""
-    recipe = contest.parts.recipe if name == "shipped" else eager(contest.parts.recipe, name)
-    parts = assemble(recipe, contest.parts.device, contest.parts.data)
-    return Trainer(replace(parts, recipe=settle(parts).recipe), stream=itertools.cycle(contest.shown))
+class Ours:
+    """Our training from the same first weights, which are those of the recipe's seed."""
+
+    def __init__(self, contest: Contest, name: str) -> None:
+        recipe = contest.parts.recipe if name == "shipped" else eager(contest.parts.recipe, name)
+        parts = assemble(recipe, contest.parts.device, contest.parts.data)
+        self.trainer = Trainer(replace(parts, recipe=settle(parts).recipe), stream=itertools.cycle(contest.shown))
+
+    def run(self, steps: int) -> float:
+        return self.trainer.run(steps)
+
+    def crafted(self, weights: Network, batch: Batch) -> Tensor:
+        """What a step from these weights crafts of the batch."""
+        seen: list[Crafted] = []
+        self.trainer.parts.model.load_state_dict(weights.state_dict())
+        with after_craft(self.trainer.parts.objective, seen.append):
+            self.trainer.advance(batch)
+        return seen[0].x_adv
 
 
 def eager(recipe: Recipe, precision: str) -> Recipe:
@@ -133,18 +154,27 @@ class Theirs:
     """A peer's loop with a network and an optimiser of its own."""
 
     def __init__(self, peer: Peer, contest: Contest, name: str) -> None:
-        self.loop, self.plan, self.precision, self.device = peer.loop, contest.plan, _THEIRS[name], contest.parts.device
-        layout = torch.channels_last if name == "bf16" else torch.contiguous_format
-        self.network = copy.deepcopy(contest.network).to(memory_format=layout)
+        self.loop, self.plan, self.precision, self.device = peer.loop, contest.plan, NUMERICS[name], contest.parts.device
+        self.layout = torch.channels_last if name == "bf16" else torch.contiguous_format
+        self.network = copy.deepcopy(contest.network).to(memory_format=self.layout)
         self.optimizer = same_optimizer(contest.parts.optimizer, self.network)
-        self.batches = itertools.cycle([b._replace(images=b.images.contiguous(memory_format=layout)) for b in contest.shown])
+        self.batches = itertools.cycle([self._laid_out(batch) for batch in contest.shown])
+
+    def _laid_out(self, batch: Batch) -> Batch:
+        return batch._replace(images=batch.images.contiguous(memory_format=self.layout))
 
     def run(self, steps: int) -> float:
+        return [self._step(next(self.batches)).loss for _ in range(steps)][-1]
+
+    def crafted(self, weights: Network, batch: Batch) -> Tensor:
+        """What a step from these weights crafts of the batch."""
+        self.network.load_state_dict(weights.state_dict())
+        return self._step(self._laid_out(batch)).x_adv
+
+    def _step(self, batch: Batch) -> Taken:
         with computing(self.precision, self.device):
             torch.backends.cudnn.deterministic = False  # theirs do not ask for it, and need not pay for it
-            for _ in range(steps):
-                loss = self.loop(self.network, self.optimizer, next(self.batches), self.plan)
-        return loss
+            return self.loop(self.network, self.optimizer, batch, self.plan)
 
 
 def same_optimizer(ours: torch.optim.SGD, network: Network) -> torch.optim.SGD:
@@ -162,16 +192,27 @@ def cost(peer: Peer, contest: Contest) -> float:
     return float(meter.total / one)
 
 
-def row(peer: str, name: str, spent: Seconds, losses: Seconds, steps: int, floor: Floor, cost: float) -> dict[str, Any]:
+class Seen(NamedTuple):
+    """Of each side by its name: seconds of rounds of so many steps, losses of its first steps, and whom its crafting fools."""
+
+    spent: Seconds
+    steps: int
+    losses: dict[str, list[float]]
+    wrong: Wrong
+
+
+def row(peer: str, name: str, seen: Seen, floor: Floor, cost: float) -> dict[str, Any]:
     """Seconds a step; ratio: theirs over ours, round by round; loss: of the first step, from the same weights and batch."""
-    mine, other = f"ours, {NUMERICS[name]}", f"{peer}, {NUMERICS[name]}"
+    mine, other = f"ours, {name}", f"{peer}, {name}"
+    spent, steps, losses, wrong = seen
     ours, theirs = (np.array(spent[key]) / steps for key in (mine, other))
     return {
         "peer": peer,
-        "numerics": NUMERICS[name],
+        "numerics": name,
         "ours": quartiles(ours),
         "theirs": quartiles(theirs),
         "ratio": quartiles(theirs / ours),
         "F": {"ours": floor.total / floor.forward, "theirs": cost},
         "loss": {"ours": losses[mine][0], "theirs": losses[other][0]},
+        "fooled": shares(wrong, mine, other),
     }

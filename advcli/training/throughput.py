@@ -19,6 +19,7 @@ from advcli.data.synthetic import can_stand_in, planned_images, synthetic
 from advcli.errors import DataError
 from advcli.measures import quartiles
 from advcli.models import frozen
+from advcli.objectives import Crafted
 from advcli.recipe import Recipe
 from advcli.recipe.schema import NegativeContrast, crafting_precision, selection_steps
 from advcli.runs.checkpoint import versions
@@ -204,7 +205,7 @@ def count(parts: Assembly) -> Floor:
     crafted = 0
     with FlopMeter() as meter:
 
-        def note() -> None:
+        def note(_: Crafted) -> None:
             nonlocal crafted
             crafted = meter.total
 

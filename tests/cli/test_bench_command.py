@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def shown(*arguments: object) -> list[str]:
         (["runs/x", "--attacks", "seed=1"], "a checkpoint has no fields to change"),
         (["quickstart", "--only", "fp32"], "--only chooses rows of --peers or --attacks"),
         (["quickstart", "--peers", "--only", "tf32"], "there are no rows 'tf32'"),
+        (["quickstart", "--json", "--markdown"], "one of --json and --markdown"),
         (["mart", "--peers"], "no peer's loop trains as mart does"),
         (["quikstart"], "there is no recipe 'quikstart' (did you mean quickstart?)"),
         (["quickstart", "optim.lrr=1"], "unknown key optim.lrr"),
@@ -76,6 +78,7 @@ def test_a_recipe_s_screen_and_object(tiny_overrides: tuple[str, ...]) -> None:
         part in text for part in ("one step", "crafting", "scoring and backward", "optimiser and the rest", "the whole recipe: about")
     )
     assert "image-steps/s" in lines[-1]
+    assert not any(re.search(r"\de-?\d", line) for line in lines[2:9]), "no time has an exponent"
     assert lines[-1].endswith("% of the machine's peak")
     found = json.loads(advcli_("bench", "quickstart", *tiny_overrides, *QUICK, "--json").stdout)
     assert found["floor"]["F"] == pytest.approx(9, abs=0.25)
@@ -91,8 +94,8 @@ def test_peers_on_a_screen_in_markdown_and_as_an_object(tiny_overrides: tuple[st
     assert lines[-1].startswith("TRADES: ")
     assert lines[-1].endswith(" x in float32")
     table = [line for line in advcli_(*arguments, "--markdown").stdout.splitlines() if line.startswith("|")]
-    assert table[0] == "| beside | as | ours s | theirs s | ratio | F |"
-    assert table[1] == "| --- | --- | ---: | ---: | ---: | ---: |"
+    assert table[0] == "| beside | as | ours s | theirs s | ratio | F | fools % |"
+    assert table[1] == "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
     assert table[2].startswith("| TRADES | fp32 | ")
     (row,) = json.loads(advcli_(*arguments, "--json").stdout)["rows"]
     assert row["ratio"]["median"] == pytest.approx(row["theirs"]["median"] / row["ours"]["median"])
@@ -111,10 +114,11 @@ def test_three_peers_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
             "theirs": spread,
             "ratio": spread,
             "F": {"ours": 23, "theirs": 35},
+            "fooled": {"clean": 1.0, "ours": fooled, "theirs": 1.0, "p": 1e-4},
         }
-        for numerics in ("as shipped", "same numerics", "same numerics, bf16")
+        for numerics, fooled in (("shipped", 1.0), ("fp32", 1.0), ("bf16", 0.5))
     ]
-    precision = {row["numerics"]: {"craft": "bf16", "train": "bf16"} for row in rows}
+    precision = {name: {"craft": low, "train": low} for name, low in (("shipped", "bf16"), ("fp32", "fp32"), ("bf16", "bf16"))}
     result = {"recipe": "pgd-at", "arch": "resnet18", "data": {"name": "cifar10", "synthetic": True}, "batch_size": 128, "rounds": 5}
     result |= {"steps": 1, "rows": rows, "precision": precision, "missing": ["torchattacks", "foolbox"], "versions": {"torch": "2.15"}}
     result |= {"hardware": {"device": "cuda", "name": "a processor", "threads": 2}}
@@ -123,9 +127,13 @@ def test_three_peers_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = capture.get().splitlines()
     assert max(map(len, lines)) <= 80
     assert sum(line.startswith("robust_overfitting") for line in lines) == 4
-    ends = "robust_overfitting: 23.46 x as shipped (ours bf16, theirs float32 with TF32), 23.46 x in float32, 23.46 x in bfloat16"
+    ends = "robust_overfitting: 23.46 x as shipped (ours bfloat16, theirs float32 with TF32), 23.46 x in float32, 23.46 x in bfloat16"
     assert " ".join(" ".join(lines[-2:]).split()) == ends
     assert "23.46 [20.12, 30.43]" in lines[3]
+    assert [line.split()[-1] for line in lines[3:6]] == ["100/100", "100/100", "50/100"]
+    text = " ".join(" ".join(lines).split())
+    assert text.count("ours crafts weaker images") == 1
+    assert "note robust_overfitting, bf16: ours crafts weaker images, so this is no ratio at equal strength (p 0.0001)" in text
 
 
 def test_a_run_folder_is_no_recipe(tmp_path: Path) -> None:
@@ -139,7 +147,7 @@ def test_a_ratio_as_shipped_is_never_shown_without_its_precisions_and_the_row_in
     lines = shown("bench", "quickstart", *tiny_overrides, *changes, "--peers", "--only", "shipped", *QUICK)
     text = " ".join(" ".join(lines).split())
     assert [line.split()[1] for line in lines if line.startswith("TRADES ")] == ["shipped", "fp32"]
-    assert " x as shipped (ours bf16 and float32, theirs float32), " in text
+    assert " x as shipped (ours bfloat16 and float32, theirs float32), " in text
     assert text.endswith(" x in float32")
     assert "ours attacks in eval mode, batch norm folded, and lies channels last" in text
     assert "rewritten from their description" in text
@@ -182,7 +190,8 @@ def test_too_much_validation_is_refused_on_random_images_too() -> None:
 def test_doctor_says_what_is_there(tmp_path: Path) -> None:
     lines = shown("doctor", "--device", "cpu", "--quiet")
     text = " ".join(" ".join(lines).split())
-    assert "not there: cifar10, cifar100, svhn, tiny-imagenet" in text
+    assert "digits built in; " in text
+    assert "lacks cifar10, cifar100, svhn, tiny-imagenet" in text
     assert "torch.compile could work" in text
     assert lines[-1] == "nothing stands in the way"
     found = json.loads(advcli_("doctor", "--device", "cpu", "--quiet", "--json").stdout)
@@ -193,8 +202,18 @@ def test_doctor_says_what_is_there(tmp_path: Path) -> None:
 def test_doctor_of_a_recipe_estimates_its_time(tiny_overrides: tuple[str, ...]) -> None:
     done = advcli_("doctor", "quickstart", *tiny_overrides, "--device", "cpu", "--quiet")
     assert done.exit_code == 0
-    assert "quickstart: about" in done.stdout
-    assert "6 steps of" in " ".join(done.stdout.split())
+    text = " ".join(done.stdout.split())
+    assert "quickstart: about" in text
+    assert "6 steps of" in text
+    assert "crafts in fp32, scores in fp32" in text
+
+
+def test_doctor_of_a_recipe_that_crafts_nothing_names_no_precision_of_it(tiny_overrides: tuple[str, ...]) -> None:
+    changes = [change for change in tiny_overrides if not change.startswith("craft.")]
+    done = advcli_("doctor", "quickstart", *changes, "objective.name=standard", "~craft", "--device", "cpu", "--quiet")
+    text = " ".join(done.stdout.split())
+    assert "scores in fp32" in text
+    assert "crafts" not in text
 
 
 def test_doctor_names_a_missing_data_set_and_goes_on_without() -> None:
@@ -235,7 +254,14 @@ def test_doctor_of_a_recipe_that_is_refused_says_the_rest(change: str, said: str
 @pytest.mark.parametrize("root", ["~nosuchuser/x", "x" * 300])
 def test_doctor_goes_on_where_data_cannot_be_looked_for(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown("doctor", "--data-root", root, "--device", "cpu", "--quiet")
-    assert any(line.startswith("problem data sets cannot be looked for: ") for line in lines)
+    assert any(line.split()[:3] == ["problem", "data", "sets"] for line in lines)
     assert any(line.startswith("disk") for line in lines)
     monkeypatch.setenv("ADVCLI_DATA", "x" * 300)
     assert shown("doctor", "--device", "cpu", "--quiet")[-1] == "1 problem"
+
+
+def test_all_rows_of_training_are_in_the_help() -> None:
+    from advcli.training.side_by_side import NUMERICS
+
+    said = " ".join(advcli_("bench", "--help").stdout.split())
+    assert all(name in said for name in NUMERICS)

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from PIL import Image
 from typed import advcli_, refused
 
 import advcli
+from advcli.cli.output import notices_shown
+from advcli.errors import Notice
 from advcli.recipe import names, parse
 
 RECIPES = ["recipe", "recipe list", "recipe show", "recipe copy", "recipe validate", "recipe schema"]
@@ -249,6 +252,18 @@ def test_json_of_recipes() -> None:
     assert [row["name"] for row in json.loads(advcli_("recipe", "list", "--json").stdout)] == names()
     assert one_object(advcli_("recipe", "validate", "quickstart", "--json"))["name"] == "quickstart"
     assert {"data", "model", "objective", "optim", "schedule"} <= one_object(advcli_("recipe", "schema"))["properties"].keys()
+
+
+def test_a_notice_is_one_line_and_others_warnings_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "no cache of [bold] images in /a/place that is longer than any terminal is wide: so much memory is taken"
+
+    def warn() -> None:
+        warnings.warn(text, Notice, stacklevel=1)
+        warnings.warn("another", UserWarning, stacklevel=1)
+
+    with pytest.warns(UserWarning, match="another"), notices_shown():
+        warn()
+    assert capsys.readouterr().err == f"note {text}\n"
 
 
 def test_quiet_says_nothing_on_stderr(tiny_overrides: Sequence[str], one_thread: None) -> None:

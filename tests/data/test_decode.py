@@ -23,7 +23,9 @@ from PIL import Image
 from trees import caches, channels_first, colour_tree, pixels, read, write
 
 from advcli.data import decode, folder
-from advcli.errors import DataError
+from advcli.data.images import HostImages, place
+from advcli.errors import DataError, Notice
+from advcli.recipe.schema import Data
 
 
 @pytest.fixture
@@ -122,7 +124,47 @@ def test_no_flipped_bit_of_a_cache_header_is_more_than_a_damaged_cache(tree: Pat
         for bit in range(8):
             cache.write_bytes(bytes([*whole[:position], whole[position] ^ 1 << bit, *whole[position + 1 :]]))
             found = decode._open(cache, 3)
-            assert found is None or (found.dtype, len(found), found.ndim) == (np.uint8, 3, 4)
+            assert found is None or (found.pixels.dtype, len(found.pixels), found.pixels.ndim) == (np.uint8, 3, 4)
+
+
+def flip(file: Path, position: int) -> None:
+    whole = bytearray(file.read_bytes())
+    whole[position] ^= 1
+    file.write_bytes(whole)
+
+
+IMAGE, SUM = 3 * 6 * 5, 4  # bytes of one
+
+
+@pytest.mark.parametrize("position", [IMAGE, 2 * IMAGE - 1, 3 * IMAGE + SUM], ids=["first byte", "last byte", "sum"])
+def test_a_flipped_bit_of_the_cache_is_not_believed(position: int, tree: Path) -> None:
+    """The second image is refused as often as it is asked for, by whatever view; the others are read; without the file all is well."""
+    first = read(tree)[0]
+    (cache,) = caches(tree)
+    flip(cache, cache.stat().st_size - 3 * (IMAGE + SUM) + position)
+    data = Data.model_validate({"name": "folder", "root": str(tree)})
+    images = folder.read(tree, True, data)[0]
+    assert isinstance(images, HostImages)
+    for view in (images, images.take(torch.tensor([2, 1])), images.to(torch.device("cpu"))):
+        with pytest.raises(DataError, match="the cache of decoded images is damaged") as caught:
+            view[:]
+        assert caught.value.where == str(cache)
+        assert "remove that file" in caught.value.next
+    with pytest.raises(DataError, match="damaged"):
+        place(images, torch.device("cpu"), budget=10**6)
+    assert torch.equal(images[torch.tensor([0, 2])], first[[0, 2]])
+    cache.unlink()
+    assert torch.equal(read(tree)[0], first)
+
+
+def test_a_cache_without_sums_is_made_anew(tree: Path) -> None:
+    """As they were written before."""
+    first = read(tree)[0]
+    (cache,) = caches(tree)
+    whole = cache.read_bytes()
+    cache.write_bytes(whole[: -3 * SUM])
+    assert torch.equal(read(tree)[0], first)
+    assert cache.read_bytes() == whole
 
 
 def test_a_cache_of_the_earlier_format_is_left_alone(tree: Path) -> None:
@@ -161,7 +203,10 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(when: str, tree: Path, monk
     expected = read(tree)[0]
     shutil.rmtree(tree / ".advcli-cache")
     full(when, monkeypatch)
-    images = read(tree)[0]
+    with pytest.warns(Notice, match=r"no cache of decoded images in .*set/\.advcli-cache \(.*\): 2\.7e-07 GB of memory are taken") as said:
+        images = read(tree)[0]
+    assert len(said) == 1
+    assert "TMPDIR names another place" in str(said[0].message)
     assert torch.equal(images, expected)
     assert caches(tree) == []
 

@@ -17,7 +17,9 @@ from advcli.errors import CheckpointError, ResourceError, UsageError
 from advcli.evaluation.comparison import gather
 from advcli.evaluation.stored import evaluations_in
 from advcli.measures import wilson
+from advcli.recipe import load
 from advcli.report.figures import steps
+from advcli.runs.folder import store_probe
 
 Make = Callable[..., Path]
 
@@ -72,6 +74,43 @@ def test_seeds_fold_to_mean_and_sample_deviation(made: Make) -> None:
 def test_places_and_saving_do_not_make_a_method(made: Make) -> None:
     found = table(made("a", "seed=0", "data.root=/x", quick=9), made("b", "seed=1", "train.save_every=3", quick=9))
     assert len(found["rows"]) == 1
+
+
+def settled(made: Make, name: str, *asked: str, came_to: tuple[str, ...], aa: int) -> Path:
+    """A run of which the changes `asked` were asked, and whose machine made came_to of them."""
+    run = made(name, *asked, *came_to, aa=aa)
+    store_probe(run, load("quickstart", asked), {"trials": []})
+    return run
+
+
+def test_what_machines_made_of_auto_does_not_make_a_method(made: Make) -> None:
+    found = table(
+        settled(made, "a", "seed=0", came_to=("train.precision=bf16", "train.compile=true"), aa=8),
+        settled(made, "b", "seed=1", came_to=("train.precision=fp32", "train.compile=true"), aa=10),
+        settled(made, "c", "seed=2", came_to=("train.precision=bf16", "train.compile=true"), aa=9),
+    )
+    (row,) = found["rows"]
+    assert (row["name"], row["seeds"], row["cells"]["aa"]["mean"]) == ("quickstart", [0, 1, 2], 0.45)
+    assert found["notes"] == ["quickstart: train.precision was settled differently from run to run: bf16 in runs/a, runs/c; fp32 in runs/b"]
+
+
+def test_what_was_asked_for_does_make_one(made: Make) -> None:
+    """`auto` that came to float32 is not float32 that was asked for, and without a receipt the stored recipe is what was asked for."""
+    left = settled(made, "a", "seed=0", came_to=("train.precision=fp32",), aa=8)
+    said = settled(made, "b", "seed=1", "train.precision=fp32", came_to=(), aa=8)
+    old = made("c", "seed=2", "train.precision=fp32", aa=8)
+    found = table(left, said, old)
+    assert [(row["name"], row["seeds"]) for row in found["rows"]] == [
+        ("quickstart (train.precision=auto)", [0]),
+        ("quickstart (train.precision=fp32)", [1, 2]),
+    ]
+    assert found["notes"] == []
+
+
+def test_a_receipt_of_the_probe_moves_no_other_field(made: Make) -> None:
+    run = made("a", aa=8)
+    (run / "probe.json").write_text(json.dumps({"asked": {"seed": 5, "train.precision": "auto"}}))
+    assert table(run)["rows"][0]["seeds"] == [0]
 
 
 def test_rows_keep_the_order_of_the_command_line_and_say_what_tells_them_apart(made: Make) -> None:
@@ -251,7 +290,9 @@ def test_a_checkpoint_without_recipe_stands_under_its_folder(made: Make) -> None
     assert gather([Path("runs/foreign/model.safetensors")], [])["rows"][0]["name"] == "runs/foreign"
 
 
-@pytest.mark.parametrize("damage", ["recipe.yaml", "model.safetensors", "metrics.jsonl", "evals/quick-1/ledger/ledger.safetensors"])
+@pytest.mark.parametrize(
+    "damage", ["recipe.yaml", "probe.json", "model.safetensors", "metrics.jsonl", "evals/quick-1/ledger/ledger.safetensors"]
+)
 def test_a_damaged_run_is_refused(made: Make, damage: str) -> None:
     run = made("a", quick=8)
     (run / damage).write_bytes(b"\x00{nonsense\n")

@@ -14,11 +14,12 @@ from advcli.data import Batch, DataSet, Moment, Split
 from advcli.draws import Draws
 from advcli.gates.pairing import others
 from advcli.models import Architecture, Network, build
-from advcli.objectives import build_objective
+from advcli.objectives import Crafted, build_objective
 from advcli.recipe import Recipe, load
 from advcli.training import peers
 from advcli.training.cost import FlopMeter, forward_flops
 from advcli.training.matching import PEERS, Peer, plan, same_method
+from advcli.training.phases import after_craft
 from advcli.training.step import Step
 
 MOMENT = Moment(3, 0, 5, 0.0)
@@ -105,13 +106,16 @@ def test_a_loop_makes_the_step_that_ours_makes(peer: Peer, monkeypatch: pytest.M
     """From equal starts, in float64, with batch norm frozen: equal gradients of every weight, and equal weights after the step."""
     recipe, batch = load(peer.recipe), example(6, torch.float64)
     mine, theirs, before = exact(recipe), exact(recipe), exact(recipe)
-    loss = our_step(recipe, mine)(batch, MOMENT)["loss"]
+    step, crafted = our_step(recipe, mine), list[Crafted]()
+    with after_craft(step.objective, crafted.append):
+        loss = step(batch, MOMENT)["loss"]
     given = iter(starts(recipe, batch))
     monkeypatch.setattr(peers, "uniform_start", lambda x, eps: next(given))
     monkeypatch.setattr(peers, "normal_start", lambda x: next(given))
     monkeypatch.setattr(peers, "picked_negatives", lambda y, k: partners(y, batch.index).tolist())
     told = peer.loop(theirs, sgd(theirs), batch, plan(recipe))
-    assert told == pytest.approx(float(loss), rel=1e-9)
+    assert told.loss == pytest.approx(float(loss), rel=1e-9)
+    torch.testing.assert_close(told.x_adv, crafted[0].x_adv, rtol=0, atol=1e-12)
     assert next(given, None) is None
     for (name, a), b, first in zip(mine.named_parameters(), theirs.parameters(), before.parameters(), strict=True):
         assert a.grad is not None, name
@@ -198,7 +202,7 @@ def test_packages_are_called_as_they_want(monkeypatch: pytest.MonkeyPatch) -> No
     for peer in PEERS:
         if peer.package:
             mine, theirs = network(recipe), network(recipe)
-            theirs_loss = peer.loop(theirs, sgd(theirs), batch, plan(recipe))
+            theirs_loss = peer.loop(theirs, sgd(theirs), batch, plan(recipe)).loss
             loss = torch.nn.functional.cross_entropy(mine(batch.images), batch.labels)
             assert theirs_loss == pytest.approx(loss.item())
             assert seen["steps"] == 10

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from advcli.errors import ResumeError
+from advcli.errors import ResumeError, UsageError
 from advcli.recipe import Recipe
 from advcli.runs import folder as folders
 from advcli.training import probe, session
-from advcli.training.probe import Settled, Trial, settle
+from advcli.training.probe import settle
+from advcli.training.settled import Settled, Trial
 from advcli.training.setup import Assembly, assemble
 
 CPU = torch.device("cpu")
@@ -134,6 +135,50 @@ def test_crafting_in_train_mode_has_no_precision_of_its_own(tiny: Callable[..., 
     assert settled.recipe.craft.precision == "auto"
 
 
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, holds: int) -> list[int]:
+    """A device whose memory holds scoring in float32 of so many images; what was asked of it."""
+    asked: list[int] = []
+    real = probe._Probe._scored
+
+    def scored(self: Any, precision: str, crafted: Any) -> Any:
+        gradient = real(self, precision, crafted)
+
+        def tried() -> list[torch.Tensor]:
+            asked.append(len(self.batch.labels))
+            if precision == "fp32" and asked[-1] > holds:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return gradient()
+
+        return tried
+
+    monkeypatch.setattr(probe._Probe, "_scored", scored)
+    return asked
+
+
+def test_a_batch_too_large_for_plain_precision_is_probed_in_part(
+    tiny: Callable[..., Recipe], looks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch of 30 in halves, until float32 fits; a part that was settled before is asked again, of as many images."""
+    asked = short_of_memory(monkeypatch, holds=10)
+    slower(monkeypatch, {"craft": 0.5, "train": 0.5})
+    made = parts(tiny(*BIG))
+    before = everything(made)
+    settled = settle(made)
+    assert list(dict.fromkeys(asked)) == [30, 15, 8]
+    assert settled.recipe.train.precision == "bf16"
+    assert [trial.part for trial in settled.trials] == ["craft", "train"]
+    assert settled.notes == ("probed on 8 images: memory does not hold 30 in every precision",)
+    assert all(torch.equal(before[name], value) for name, value in everything(made).items())
+
+
+def test_a_device_without_memory_for_a_few_images_is_refused(
+    tiny: Callable[..., Recipe], looks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_of_memory(monkeypatch, holds=7)
+    with pytest.raises(UsageError, match="a step on 8 images is more than the memory of cpu holds"):
+        settle(parts(tiny(*BIG)))
+
+
 def test_a_compiler_that_fails_is_told_and_done_without(tiny: Callable[..., Recipe], looks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def compile_blocks(network: Any, *, undo: bool = False) -> None:
         if not undo:
@@ -163,7 +208,7 @@ def test_a_kill_before_the_receipt_of_the_probe_loses_nothing_else(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(session.atomic, "write_json", killed)
+        patch.setattr(folders, "store_probe", killed)
         with pytest.raises(KeyboardInterrupt):
             session.run(tiny(), silent, out=tmp_path / "run", resume=False, device="cpu")
     session.run(tiny(), silent, out=tmp_path / "run", resume=True, device="cpu")
@@ -186,6 +231,7 @@ def test_decisions_are_stored_and_kept_on_resume(
     assert stored is not None
     assert stored.craft is not None
     assert (stored.craft.precision, stored.train.precision, stored.train.compile) == ("bf16", "fp32", False)
+    assert folders.as_asked(out, stored) == recipe
     receipt = json.loads((out / "probe.json").read_text())
     assert [(trial["part"], trial["taken"]) for trial in receipt["trials"]] == [("craft", True), ("train", False)]
     before = (out / "model.safetensors").read_bytes()

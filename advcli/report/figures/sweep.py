@@ -33,7 +33,7 @@ def gather(runs: Sequence[Path], field: str | None = None, columns: Sequence[str
     if bare:
         raise ResourceError("there is no recipe to sweep over", where=", ".join(bare), next="name run folders that advcli wrote")
     table = tabulate(opened, [naming.parse(column) for column in columns])
-    flat = {str(run.folder): _flat(run.recipe.model_dump(mode="json")) for run in opened if run.recipe}
+    flat = {str(run.folder): _flat(run.asked.model_dump(mode="json")) for run in opened if run.asked}
     firsts = [flat[row["runs"][0]] for row in table["rows"]]
     differing = [key for key in dict.fromkeys(key for one in firsts for key in one) if len({str(one.get(key)) for one in firsts}) > 1]
     name = _field(field, [key for key in differing if key not in _ASIDE], firsts)
