@@ -1,8 +1,8 @@
 """How fast attacks are beside the packages that others use: the same network and images, taking turns, in one process.
 
-`as shipped`: both as a user gets them, ours with its probed search and leaving early, theirs with the network as it was loaded.
-`float32`: the same with ours searching in float32, on a copy with batch norm folded. `same numerics`: both in eager float32 on the
-network as it is, whose weights need no gradient, and PGD with all its steps on all images; only that isolates what the code saves.
+`shipped`: both as a user gets them, ours with its probed search and leaving early, theirs with the network as it was loaded.
+`folded`: the same with ours searching in float32, on a copy with batch norm folded. `fp32`: both in eager float32 on the network
+as it is, whose weights need no gradient, and PGD with all its steps on all images; only that isolates what the code saves.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from advcli.runs.checkpoint import versions
 from advcli.training.machine import hardware
 from advcli.training.turns import Seconds, by_turns
 
-Numerics = Literal["as shipped", "float32", "same numerics"]
-BOTH: tuple[Numerics, ...] = ("as shipped", "same numerics")
+Numerics = Literal["shipped", "folded", "fp32"]
+BOTH: tuple[Numerics, ...] = ("shipped", "fp32")
 ATTACKS = ("aa", "fast", "pgd-20")
 PEERS = ("pyautoattack", "torchattacks", "foolbox")
 _STEPS = 20
@@ -89,12 +89,12 @@ def _row(match: Match, seconds: Seconds, robust: dict[str, list[float]]) -> dict
 
 
 def _matches() -> list[Match]:
-    theirs = "pyautoattack, as shipped"
+    theirs = "pyautoattack, shipped"
     rows = [
-        Match("aa", "pyautoattack", "as shipped", "aa, as shipped", theirs),
-        Match("aa", "pyautoattack", "float32", "aa, float32", theirs),
-        Match("aa", "pyautoattack", "same numerics", "aa, same numerics", "pyautoattack, same numerics"),
-        Match("fast", "pyautoattack", "as shipped", "fast, as shipped", theirs),
+        Match("aa", "pyautoattack", "shipped", "aa, shipped", theirs),
+        Match("aa", "pyautoattack", "folded", "aa, folded", theirs),
+        Match("aa", "pyautoattack", "fp32", "aa, fp32", "pyautoattack, fp32"),
+        Match("fast", "pyautoattack", "shipped", "fast, shipped", theirs),
     ]
     pgd = ("torchattacks", "foolbox")
     return rows + [Match("pgd-20", peer, numerics, f"pgd-20, {numerics}", f"{peer}, {numerics}") for peer in pgd for numerics in BOTH]
@@ -102,13 +102,13 @@ def _matches() -> list[Match]:
 
 def _runs(job: Job, device: torch.device) -> Runs:
     runs: Runs = {
-        "aa, as shipped": partial(_suite, job, device),
-        "aa, float32": partial(_suite, replace(job, search="folded"), device),
-        "aa, same numerics": partial(_suite, replace(job, search="fp32"), device),
-        "fast, as shipped": partial(_suite, replace(job, suite="fast"), device),
+        "aa, shipped": partial(_suite, job, device),
+        "aa, folded": partial(_suite, replace(job, search="folded"), device),
+        "aa, fp32": partial(_suite, replace(job, search="fp32"), device),
+        "fast, shipped": partial(_suite, replace(job, suite="fast"), device),
     }
     for numerics in BOTH:
-        same = numerics == "same numerics"
+        same = numerics == "fp32"
         runs |= {f"pyautoattack, {numerics}": partial(_autoattack, job, same), f"pgd-20, {numerics}": partial(_pgd, job, same)}
         runs |= {f"torchattacks, {numerics}": partial(_peer, job, _torchattacks, same)}
         runs |= {f"foolbox, {numerics}": partial(_peer, job, _foolbox, same)}

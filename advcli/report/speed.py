@@ -10,7 +10,6 @@ from rich.table import Table
 from advcli.report.progress import duration
 from advcli.report.terminal import OUT, literal, percent
 
-_AS = {"as shipped": "shipped", "same numerics": "fp32"}  # of attacks
 _PRECISIONS = {"fp32": "float32", "tf32": "TF32", "bf16": "bfloat16"}
 _PHASES = {
     "data": "batch",
@@ -28,7 +27,7 @@ def show_attacks(result: Mapping[str, Any], *, markdown: bool = False) -> None:
     rows = []
     for row in result["rows"]:
         rates = "/".join(percent(row["robust"][side]) for side in ("ours", "theirs"))
-        rows.append([row["attack"], row["peer"], _AS[row["numerics"]], *_times(row), rates])
+        rows.append([row["attack"], row["peer"], row["numerics"], *_times(row), rates])
     _table(["attack", "beside", "as", "ours s", "theirs s", "ratio", "robust %"], rows, left=3, markdown=markdown)
     _end(result)
 

@@ -55,8 +55,8 @@ def test_who_is_installed_gets_both_rows(job: Any, peer: list[tuple[int, bool]])
     said: list[str] = []
     result = bench.run(job, bench.ATTACKS, 2, CPU, said.append)
     assert [(row["attack"], row["peer"], row["numerics"]) for row in result["rows"]] == [
-        ("pgd-20", "torchattacks", "as shipped"),
-        ("pgd-20", "torchattacks", "same numerics"),
+        ("pgd-20", "torchattacks", "shipped"),
+        ("pgd-20", "torchattacks", "fp32"),
     ]
     assert result["missing"] == ["pyautoattack", "foolbox"]
     assert peer == [*[(8, True)] * 2, *[(8, False)] * 4, *[(8, True)] * 2]
@@ -76,7 +76,7 @@ def test_both_of_our_pgds_find_what_the_other_finds(job: Any) -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    match = bench.Match("aa", "pyautoattack", "as shipped", "ours", "theirs")
+    match = bench.Match("aa", "pyautoattack", "shipped", "ours", "theirs")
     row = bench._row(match, {"ours": [1.0, 2.0, 4.0], "theirs": [3.0, 4.0, 4.0]}, {"ours": [0.5] * 3, "theirs": [0.6] * 3})
     assert row["ratio"] == {"median": 2.0, "q25": 1.5, "q75": 2.5}
     assert row["ours"]["median"] == 2.0
