@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @contextmanager
 def opened(device: str, show: Show, *, every: float = EVERY, silence: float = SILENCE) -> Iterator[None]:
-    """Inside, the processes that torchrun started are one group: gloo on the CPU, nccl on GPUs. All leave it together.
+    """Inside, the processes that torchrun started are one group: gloo on the CPU, nccl on GPUs.
 
     An error ends all processes: SystemExit with its exit code, after the first process of each machine that leaves has shown it
     by `show`. Where another one has gone, or has been silent for so many seconds, that is a LostProcessError. every: see Heartbeat.
@@ -49,7 +49,6 @@ def opened(device: str, show: Show, *, every: float = EVERY, silence: float = SI
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_STEP)
         _control = dist.new_group(backend="gloo", timeout=_WAIT)
         yield
-        wait()
     except BaseException as error:
         for number in (signal.SIGINT, signal.SIGTERM):  # torchrun's, once another process has left, would cut the message short
             signal.signal(number, signal.SIG_IGN)

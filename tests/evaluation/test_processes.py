@@ -77,6 +77,7 @@ def attacked(path: str, folder: str, stop_after: int = 0, suite: str = "aa", n: 
         try:
             evaluate(work, Path(folder), watcher, device=torch.device("cpu"), resume=True)
         except InterruptedRunError:
+            distributed.wait()  # until the other one has written, too
             ledger = Ledger(Path(folder) / "ledger")
             return sum(len(ledger.read_shard(number)[0]["index"]) for number in ledger.shards())
     return 0
@@ -143,7 +144,8 @@ def test_one_process_goes_on_where_the_other_was_killed(path: str, alone: dict[s
     assert codes == [InterruptedRunError.exit_code, -signal.SIGKILL]
     assert "nothing was heard of process 1" in shown[0]
     ledger = Ledger(tmp_path / "eval" / "ledger")
-    assert {"apgd-ce", "apgd-t"} <= {ledger.read_shard(number)[1]["attack"] for number in ledger.shards()}
+    own = [number for number in ledger.shards() if number % 2 == 0]
+    assert sum(len(ledger.read_shard(number)[0]["index"]) for number in own) > 21, "of the second attack, too"
     attacked(path, str(tmp_path / "eval"))
     assert receipts(tmp_path / "eval") == alone
 
