@@ -135,12 +135,13 @@ def check_equal(modules: Sequence[nn.Module]) -> None:
     """CheckFailedError unless all processes hold the same bits in these modules' weights and buffers."""
     if processes() == 1:
         return
-    values = [value for module in modules for value in module.state_dict().values()]
-    sums = gathered(torch.stack([value.reshape(-1).view(torch.uint8).sum(dtype=torch.int64) for value in values]).tolist())
+    named = [pair for module in modules for pair in module.state_dict().items()]
+    sums = gathered(torch.stack([value.reshape(-1).view(torch.uint8).sum(dtype=torch.int64) for _, value in named]).tolist())
     different = [number for number, other in enumerate(sums) if other != sums[0]]
     if different:
+        first = next(name for (name, _), *values in zip(named, *sums, strict=True) if len(set(values)) > 1)
         raise CheckFailedError(
-            f"processes hold other weights than process 0: {', '.join(map(str, different))}",
+            f"processes hold other weights than process 0: {', '.join(map(str, different))} (first: {first})",
             next="every machine needs the same versions, the same data and the same file to start from",
         )
 
