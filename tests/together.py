@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-LIMIT = 60  # seconds, after which something hangs
+LIMIT = 300  # seconds, after which something hangs
 SILENCE = 1.5  # seconds, after which a process apart counts as gone
 HERE = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 

@@ -188,11 +188,11 @@ def mixed() -> dict[str, Any]:
 
 
 def measurements() -> list[dict[str, float]]:
-    """Of a gated network with values of its own, in two chunks of an odd number, and in one."""
+    """Of a gated network with values of its own, in nine chunks, the last one smaller, and in two."""
     recipe = load("again", [*SMALL, *METHODS["again"][1:]])
     network = build(Architecture("small-cnn", 0.25, 10, 1, 8, gates=recipe.model.gates), seed=2)
     images = load_test(Data(name="digits"))[0]
-    parts = (images.take(torch.arange(n)) for n in (251, 30))
+    parts = (images.take(torch.arange(n)) for n in (251, 33))
 
     def observe(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"logit": model(batch.images)[:, 0]}
@@ -226,7 +226,7 @@ def test_the_first_process_leads_and_all_hear(pair: list[dict[str, Any]]) -> Non
         assert found["lead"] == "of 0"
         assert found["gathered"] == [0, 10]
         assert found["turn"] == ["turn"]
-        assert "other weights than process 0: 1" in found["refused"]
+        assert "other weights than process 0: 1 (first: weight)" in found["refused"]
 
 
 @pytest.mark.slow
