@@ -16,6 +16,7 @@ from advcli.recipe import find
 PACKAGE = Path(advcli.__file__).parent
 ROOMS = (
     "errors",
+    "torchrun",
     "measures",
     "draws",
     "recipe",
@@ -98,6 +99,7 @@ def test_a_wrong_recipe_is_refused_without_torch(tmp_path: Path) -> None:
         "advcli.doctor",
         "advcli.errors",
         "advcli.measures",
+        "advcli.torchrun",
         "advcli.recipe",
         "advcli.recipe.schema",
         "advcli.report.card",

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import multiprocessing
 
 LIMIT = 300  # seconds, after which something hangs
+SILENCE = 1.5  # seconds, after which a process apart counts as gone
 HERE = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
@@ -32,7 +34,7 @@ def _work(rank: int, size: int, port: int, folder: str, work: Callable[..., Any]
 
     torch.set_num_threads(1)
     os.environ.update(HERE | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_PORT": str(port)})
-    with distributed.opened("cpu"):
+    with distributed.opened("cpu", print):
         try:
             found = work(*args)
         except Exception:  # the same on all, or the others wait in vain and the test ends by its time limit
@@ -56,6 +58,34 @@ def together(work: Callable[..., Any], folder: Path, *args: Any, size: int = 2) 
     found = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(size)]
     assert not [answer for answer in found if isinstance(answer, str)], found
     return found
+
+
+def _work_apart(rank: int, port: int, folder: Path, work: Callable[[Path], Any]) -> None:
+    from advcli.training import distributed, heartbeat
+
+    torch.set_num_threads(1)
+    given = {"RANK": rank, "LOCAL_RANK": 0, "GROUP_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update(HERE | {name: str(value) for name, value in given.items()})
+    heartbeat._GRACE, distributed._MEETING = 1.0, timedelta(seconds=15)
+    with distributed.opened("cpu", lambda error: (folder / f"shown{rank}").write_text(str(error)), every=0.1, silence=SILENCE):
+        work(folder)
+
+
+def apart(folder: Path, *works: Callable[[Path], Any]) -> tuple[list[int | None], list[str]]:
+    """Two processes, each the only one of a machine, that do works(folder) and have little patience with each other.
+
+    Returns their exit codes, None of one that is stopped for good, and what each has shown. One work alone: the other never comes.
+    """
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    started = [context.Process(target=_work_apart, args=(rank, port, folder, work)) for rank, work in enumerate(works)]
+    for process in started:
+        process.start()
+    started[0].join(LIMIT)
+    started[-1].join(10)
+    codes = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+    return codes, [file.read_text() if (file := folder / f"shown{rank}").is_file() else "" for rank in range(len(works))]
 
 
 class Launched:

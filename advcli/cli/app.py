@@ -54,10 +54,7 @@ class _Group(TyperGroup):
             error: AdvcliError = InterruptedRunError("interrupted")
         except AdvcliError as raised:
             error = raised
-        if launch.tells(error):
-            from advcli.report.terminal import show_error
-
-            show_error(error)
+        launch.show(error)
         raise typer.Exit(error.exit_code)
 
 

@@ -67,33 +67,34 @@ def attack(
     from advcli.report import page, subject, terminal
     from advcli.report.progress import AttackProgress
     from advcli.runs.given import Given
-    from advcli.training import distributed
 
-    targets = checkpoint or []
-    path = session.find_checkpoint(targets[0] if targets else None)
-    if not targets and not quiet:
-        terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}", markup=False)
-    sources, given = tuple(source or ()), Given.typed(arch, num_classes, mean, std)
-    options = session.Options(
-        *(path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, head, gate, sources),
-        given=given,
-        size=size,
-        search=search_precision,
-    )
-    with distributed.opened(device), AttackProgress(quiet=quiet) as progress:
-        if len(targets) > 1:
-            report = matrix.run(options, targets, progress)
-            folders = [Path(row["receipt"]) for row in report["matrix"]]
-            show = partial(terminal.show_matrix, report)
-        elif curve.is_list(eps):
-            report = curve.run(options, progress)
-            folders = [Path(point["receipt"]) for point in report["curve"]]
-            show = partial(terminal.show_curve, report)
-        else:
-            folder, report = session.run(options, progress)
-            folders = [folder]
-            show = partial(terminal.show_attack, report, str(folder))
-    for folder in folders if not launch.follows() else ():
+    targets, sources = checkpoint or [], tuple(source or ())
+    with launch.together(device):
+        path = session.find_checkpoint(targets[0] if targets else None)
+        if not targets and not quiet:
+            terminal.ERR.print(f"no checkpoint was named: taking the newest, {path}", markup=False)
+        options = session.Options(
+            *(path, suite, n, seed, split, data, data_root, norm, eps, batch_size, engine, out, resume, device, head, gate, sources),
+            given=Given.typed(arch, num_classes, mean, std),
+            size=size,
+            search=search_precision,
+        )
+        with AttackProgress(quiet=quiet) as progress:
+            if len(targets) > 1:
+                report = matrix.run(options, targets, progress)
+                folders = [Path(row["receipt"]) for row in report["matrix"]]
+                show = partial(terminal.show_matrix, report)
+            elif curve.is_list(eps):
+                report = curve.run(options, progress)
+                folders = [Path(point["receipt"]) for point in report["curve"]]
+                show = partial(terminal.show_curve, report)
+            else:
+                folder, report = session.run(options, progress)
+                folders = [folder]
+                show = partial(terminal.show_attack, report, str(folder))
+    if launch.follows():
+        return
+    for folder in folders:
         page.write(subject.of(folder))
     print_json(report) if json else show()
     if strict:

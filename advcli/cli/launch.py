@@ -1,56 +1,50 @@
-"""Under torchrun: which processes run a command, and which of them talks. No torch here."""
+"""Under torchrun: which processes run a command, and which of them talks. No torch here where one process works alone."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from advcli.errors import AdvcliError, InterruptedRunError, LostProcessError
+from advcli.errors import AdvcliError
+from advcli.torchrun import launched, number
 
 SHARED = ("pretrain", "adv-train", "finetune", "attack")
 """Commands that processes do together; all others are done by the first alone."""
-_PATIENCE = 10.0  # seconds; torchrun ends all processes of a machine as soon as one has failed
-
-
-def _number(name: str) -> int:
-    return int(os.environ.get(name, "0"))
-
-
-def launched() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and _number("WORLD_SIZE") > 1
 
 
 def follows() -> bool:
     """Whether this process is one of several and not the first."""
-    return launched() and _number("RANK") > 0
+    return launched() and number("RANK") > 0
+
+
+@contextmanager
+def together(device: str) -> Iterator[None]:
+    """Inside, the processes that torchrun started work as one, and an error of one ends all. A command goes in as a whole: what fails
+    before on one machine, such as a file that only that one lacks, would leave the others waiting."""
+    if not launched():
+        yield
+        return
+    from advcli.training import distributed
+
+    with distributed.opened(device, show):
+        yield
 
 
 def mute() -> None:
-    """Nothing of what this process shows is seen; tracebacks are."""
+    """Nothing of what this process shows is seen; errors and tracebacks are."""
     from advcli.report.terminal import ERR
 
     ERR.quiet = True
     sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
 
 
-def tells(error: AdvcliError) -> bool:
-    """Whether this process is to show an error that others may have met, too: one panel is enough.
+def show(error: AdvcliError) -> None:
+    """One panel, also of a process that is mute, and though a progress bar may not have put the cursor back."""
+    from advcli.report.terminal import ERR, show_error
 
-    The first of each machine does. Another one waits to be ended together with it; where that does not happen, the error
-    is its own.
-    """
-    if not launched():
-        return True
-    if _number("LOCAL_RANK") and not isinstance(error, LostProcessError):
-        if isinstance(error, InterruptedRunError):
-            return False
-        time.sleep(_PATIENCE)
-    from advcli.report.terminal import ERR
-
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, once another process has left, would cut the panel short
     ERR.quiet = False
-    return True
+    ERR.show_cursor()
+    show_error(error)

@@ -39,6 +39,6 @@ def batch_norm_state_kept(model: nn.Module) -> Iterator[None]:
 
 
 def moving_statistics(model: nn.Module) -> list[Tensor]:
-    """Running means and variances of the batch norm that learns them at present: (C,) each."""
-    learning = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    return [statistic for m in learning for statistic in (m.running_mean, m.running_var) if statistic is not None]
+    """What norms of any kind learn at present, such as running means (C,): floating-point buffers that are called running_..."""
+    learning = (named for module in model.modules() if module.training for named in module.named_buffers(recurse=False))
+    return [buffer for name, buffer in learning if name.startswith("running_") and buffer.is_floating_point()]

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 
+from advcli import torchrun
 from advcli.errors import UsageError
-
-
-def launched() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def pick_device(name: str) -> torch.device:
@@ -23,10 +18,10 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if launched() and name.startswith("cuda"):
+    if torchrun.launched() and name.startswith("cuda"):
         if name != "cuda":
             raise UsageError("every process has a GPU of its own", where="--device", next="--device cuda")
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        name = f"cuda:{torchrun.number('LOCAL_RANK')}"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):

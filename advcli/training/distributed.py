@@ -5,7 +5,7 @@ Each process holds a part of every batch (see gates.whole) and the same weights.
 
 from __future__ import annotations
 
-import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,12 +14,16 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
-from advcli.errors import CheckFailedError, LostProcessError
+from advcli import torchrun
+from advcli.errors import AdvcliError, CheckFailedError, InterruptedRunError, LostProcessError
 from advcli.gates.whole import processes
-from advcli.training.device import launched, pick_device
+from advcli.training.device import pick_device
+from advcli.training.heartbeat import EVERY, SILENCE, Heartbeat, Show
 
-_STEP = timedelta(minutes=5)  # a process that is gone closes its connections; this is for machines that vanish
+_MEETING = timedelta(minutes=1)  # until the machine is there that all others turn to
+_STEP = timedelta(minutes=5)  # for a process that lives and yet hangs; of one that is gone the heartbeat tells
 _WAIT = timedelta(days=30)  # for what one process does alone, such as a download, and for the slowest part of an evaluation
 _control: Any = None  # of messages about the work, on the CPU; batches and gradients go by the default group
 
@@ -27,31 +31,48 @@ T = TypeVar("T")
 
 
 @contextmanager
-def opened(device: str) -> Iterator[None]:
+def opened(device: str, show: Show, *, every: float = EVERY, silence: float = SILENCE) -> Iterator[None]:
     """Inside, the processes that torchrun started are one group: gloo on the CPU, nccl on GPUs.
 
-    LostProcessError where another process has gone, raised by the one that notices first; the others leave without a word.
+    An error ends all processes: SystemExit with its exit code, after the first process of each machine that leaves has shown it
+    by `show`. Where another one has gone, or has been silent for so many seconds, that is a LostProcessError. every: see Heartbeat.
     """
     global _control
-    if not launched():
-        yield
-        return
-    where = pick_device(device)
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
+    heartbeat = None
     try:
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=_STEP)
+        store, rank, size = next(rendezvous("env://", timeout=_MEETING))
+        heartbeat = Heartbeat(store.clone(), show, every=every, silence=silence)
+        where = pick_device(device)
+        if where.type == "cuda":
+            torch.cuda.set_device(where)
+        backend = "nccl" if where.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_STEP)
         _control = dist.new_group(backend="gloo", timeout=_WAIT)
         yield
     except BaseException as error:
-        first = _is_first()  # with an error of its own too: then the others' losses are its consequence, and need no word
-        if not _is_loss(error):
+        for number in (signal.SIGINT, signal.SIGTERM):  # torchrun's, once another process has left, would cut the message short
+            signal.signal(number, signal.SIG_IGN)
+        first = heartbeat is None or heartbeat.stop("" if _is_loss(error) or heartbeat.lost else _line(error))
+        told = _told(error, heartbeat.lost if heartbeat is not None else None)
+        if told is None:
             raise
-        if not first:
-            raise SystemExit(LostProcessError.exit_code) from None
-        raise LostProcessError(_sentence(error)) from None
+        if first:
+            show(told)
+        raise SystemExit(told.exit_code) from None
+    heartbeat.stop()
     _control = None
     dist.destroy_process_group()
+
+
+def _told(error: BaseException, lost: LostProcessError | None) -> AdvcliError | None:
+    """An error in words for the user: of an interruption and of a failed collective what is behind it; None for a bug."""
+    if _is_loss(error):
+        return lost or LostProcessError(_sentence(error))
+    if isinstance(error, KeyboardInterrupt | InterruptedRunError) and lost is not None:
+        return lost
+    if isinstance(error, KeyboardInterrupt):
+        return InterruptedRunError("interrupted")
+    return error if isinstance(error, AdvcliError) else None
 
 
 def _is_loss(error: BaseException) -> bool:
@@ -59,17 +80,13 @@ def _is_loss(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
+def _line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def _sentence(error: BaseException) -> str:
     """The first sentence of a failed collective's message, without the place in gloo's source before it."""
-    return str(error).partition("] ")[2].partition(". ")[0] or str(error).partition("\n")[0]
-
-
-def _is_first() -> bool:
-    """Whether no other process has come here yet; where nobody can be asked any more, this one counts as the first."""
-    try:
-        return int(dist.distributed_c10d._get_default_store().add("advcli/lost", 1)) == 1
-    except (RuntimeError, ValueError):
-        return True
+    return str(error).partition("] ")[2].partition(". ")[0] or _line(error)
 
 
 def rank() -> int:
@@ -93,7 +110,7 @@ def lead(act: Callable[[], T]) -> T:
 
 def in_turn(act: Callable[[], T]) -> T:
     """act on the first process of each machine, then on the others, who find in place what it fetched."""
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    first = torchrun.number("LOCAL_RANK") == 0
     if processes() == 1 or first:
         result = act()
     wait()
@@ -118,12 +135,13 @@ def check_equal(modules: Sequence[nn.Module]) -> None:
     """CheckFailedError unless all processes hold the same bits in these modules' weights and buffers."""
     if processes() == 1:
         return
-    values = [value for module in modules for value in module.state_dict().values()]
-    sums = gathered(torch.stack([value.reshape(-1).view(torch.uint8).sum(dtype=torch.int64) for value in values]).tolist())
+    named = [pair for module in modules for pair in module.state_dict().items()]
+    sums = gathered(torch.stack([value.reshape(-1).view(torch.uint8).sum(dtype=torch.int64) for _, value in named]).tolist())
     different = [number for number, other in enumerate(sums) if other != sums[0]]
     if different:
+        first = next(name for (name, _), *values in zip(named, *sums, strict=True) if len(set(values)) > 1)
         raise CheckFailedError(
-            f"processes hold other weights than process 0: {', '.join(map(str, different))}",
+            f"processes hold other weights than process 0: {', '.join(map(str, different))} (first: {first})",
             next="every machine needs the same versions, the same data and the same file to start from",
         )
 

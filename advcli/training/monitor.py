@@ -19,7 +19,7 @@ from advcli.training import distributed
 from advcli.training.compilation import called_plainly
 from advcli.training.device import computing
 
-_CHUNK = 250
+_CHUNKS = {"cpu": 32, "cuda": 250}  # by device: a CPU gains nothing from more, and several processes share small sets
 
 
 class StoppedError(Exception):
@@ -57,7 +57,7 @@ def measure(
     Each process measures every so many chunks; the sums are added in the order of the chunks, so that the numbers are those of one.
     """
     attack = Pgd(threat, attack_loss("ce", aux_weight), steps=steps, step_size=threat.eps / 4)
-    size = math.ceil(len(split) / math.ceil(len(split) / _CHUNK))
+    size = math.ceil(len(split) / math.ceil(len(split) / _CHUNKS[split.labels.device.type]))
     rows: dict[int, dict[str, float]] = {}
     with frozen(model), called_plainly(model), computing("fp32", split.labels.device):
         judge = Judge(model, chunk=size)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +15,7 @@ import lies
 import pytest
 import torch
 from small import Silent
-from together import Launched, together
+from together import LIMIT, Launched, apart, together
 
 from advcli.attacks import Threat
 from advcli.data import load_test
@@ -33,6 +36,25 @@ RECEIPTS = ("report.json", "ledger/ledger.safetensors", "identity.json")
 EPS = "0.2"
 
 
+class Bereft(Silent):
+    """The second process is killed when the first one is in its second attack, which then works until it hears of that."""
+
+    def __init__(self, there: Path) -> None:
+        self.there, self.attacks = there, 0
+
+    def attacking(self, name: str, survivors: int, of: int) -> None:
+        self.attacks += 1
+
+    def advanced(self, done: int, spent: float, left: float) -> None:
+        if self.attacks == 2 and done >= 4:
+            if distributed.rank() == 0:
+                self.there.touch()
+                time.sleep(LIMIT)
+            while not self.there.is_file():
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Stopper(Silent):
     """Ctrl-C in the second attack, when so many of its images are done."""
 
@@ -47,18 +69,18 @@ class Stopper(Silent):
             raise KeyboardInterrupt
 
 
-def attacked(path: str, folder: str, stop_after: int = 0, suite: str = "aa", n: int = 41) -> int:
+def attacked(path: str, folder: str, stop_after: int = 0, suite: str = "aa", n: int = 41, watcher: Any = None) -> int:
     """A suite in short; the number of verdicts in shards, where it was stopped."""
     with pytest.MonkeyPatch.context() as patch:
         for name, less in (("Apgd", {"steps": 20}), ("Fab", {"steps": 20}), ("Square", {"queries": 100})):
             patch.setattr(suites, name, partial(getattr(suites, name), **less))
         images = pick(load_test(Data(name="digits"))[0], n, seed=0)
         work = Job(load_network(Path(path)), images, Threat("linf", float(EPS)), EPS, suite, "native", 0, 8)
-        watcher = Stopper(stop_after) if stop_after else Silent()
+        watcher = watcher or (Stopper(stop_after) if stop_after else Silent())
         try:
             evaluate(work, Path(folder), watcher, device=torch.device("cpu"), resume=True)
         except InterruptedRunError:
-            distributed.wait()  # else the first to leave would be taken for lost
+            distributed.wait()  # until the other one has written, too
             ledger = Ledger(Path(folder) / "ledger")
             return sum(len(ledger.read_shard(number)[0]["index"]) for number in ledger.shards())
     return 0
@@ -110,6 +132,23 @@ def test_one_process_goes_on_where_two_stopped(path: str, alone: dict[str, bytes
     assert 41 < counts[0] == counts[1] < 60
     names = list(Ledger(tmp_path / "eval" / "ledger").shards())
     assert {number % 2 for number in names} == {0, 1}, "both wrote shards, under numbers of their own"
+    attacked(path, str(tmp_path / "eval"))
+    assert receipts(tmp_path / "eval") == alone
+
+
+def bereft(path: str, folder: Path) -> None:
+    attacked(path, str(folder / "eval"), watcher=Bereft(folder / "there"))
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_the_other_was_killed(path: str, alone: dict[str, bytes], tmp_path: Path) -> None:
+    """It hears of that in the middle of its work, and saves what is finished."""
+    codes, shown = apart(tmp_path, partial(bereft, path), partial(bereft, path))
+    assert codes == [InterruptedRunError.exit_code, -signal.SIGKILL]
+    assert "nothing was heard of process 1" in shown[0]
+    ledger = Ledger(tmp_path / "eval" / "ledger")
+    entries = {ledger.read_shard(number)[1]["entry"] for number in ledger.shards() if number % 2 == 0}
+    assert len(entries) == 2, "the first process has saved of the second attack, too"
     attacked(path, str(tmp_path / "eval"))
     assert receipts(tmp_path / "eval") == alone
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advcli.models import Architecture, Network, batch_norm_state_kept, build, frozen
+from advcli.models.modes import moving_statistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # networks this small only lose time to threads that wait for each other
 
@@ -116,3 +117,23 @@ def test_gradients_inside_are_those_without_it(network: Network) -> None:
     with batch_norm_state_kept(network):
         kept = torch.autograd.grad(network(images()).square().sum(), network.linear.weight)[0]
     assert torch.equal(kept, torch.autograd.grad(twin(images()).square().sum(), twin.linear.weight)[0])
+
+
+class Scaled(nn.Module):
+    """A norm of somebody's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_scale", torch.ones(3))
+        self.register_buffer("steps", torch.zeros(()))
+
+
+def test_what_norms_of_any_kind_learn_is_found() -> None:
+    network = nn.Sequential(
+        nn.InstanceNorm2d(3, track_running_stats=True), Scaled(), nn.BatchNorm2d(3), nn.BatchNorm1d(3, track_running_stats=False)
+    )
+    network[2].eval()
+    found = moving_statistics(network)
+    expected = [network[0].running_mean, network[0].running_var, network[1].running_scale]
+    assert len(found) == len(expected)
+    assert all(one is other for one, other in zip(found, expected, strict=True))

@@ -24,7 +24,7 @@ from advcli.models import Architecture, build
 from advcli.models.modes import moving_statistics
 from advcli.objectives.objective import LossParts
 from advcli.objectives.pgd_at import PgdAtObjective
-from advcli.recipe import Recipe, load
+from advcli.recipe import Recipe, find, load
 from advcli.recipe.schema import Data
 from advcli.runs import log
 from advcli.training import distributed, session
@@ -188,11 +188,11 @@ def mixed() -> dict[str, Any]:
 
 
 def measurements() -> list[dict[str, float]]:
-    """Of a gated network with values of its own, in two chunks of an odd number, and in one."""
+    """Of a gated network with values of its own, in nine chunks, the last one smaller, and in two."""
     recipe = load("again", [*SMALL, *METHODS["again"][1:]])
     network = build(Architecture("small-cnn", 0.25, 10, 1, 8, gates=recipe.model.gates), seed=2)
     images = load_test(Data(name="digits"))[0]
-    parts = (images.take(torch.arange(n)) for n in (251, 30))
+    parts = (images.take(torch.arange(n)) for n in (251, 33))
 
     def observe(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"logit": model(batch.images)[:, 0]}
@@ -226,7 +226,7 @@ def test_the_first_process_leads_and_all_hear(pair: list[dict[str, Any]]) -> Non
         assert found["lead"] == "of 0"
         assert found["gathered"] == [0, 10]
         assert found["turn"] == ["turn"]
-        assert "other weights than process 0: 1" in found["refused"]
+        assert "other weights than process 0: 1 (first: weight)" in found["refused"]
 
 
 @pytest.mark.slow
@@ -407,13 +407,16 @@ def test_two_processes_go_on_where_one_stopped(tmp_path: Path, tiny: Callable[..
     assert events(tmp_path / "run") == [1, 2, 3, 4]
 
 
+def two_nodes() -> tuple[str, ...]:
+    meeting = f"--rdzv-endpoint=127.0.0.1:{free_port()}"
+    return ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=test", "--local-addr=127.0.0.1", meeting)
+
+
 @pytest.mark.slow
 def test_two_machines_meet_and_end_together(tmp_path: Path) -> None:
     """Two rendezvous nodes; then one of them loses its process, and both end within a minute."""
-    meeting = f"--rdzv-endpoint=127.0.0.1:{free_port()}"
-    nodes = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=test", "--local-addr=127.0.0.1", meeting)
-    train = (*TRAIN, "schedule.epochs=2000", "--out=run")
-    jobs = [Launched(tmp_path, *train, options=nodes, name=name) for name in ("first", "second")]
+    train, options = (*TRAIN, "schedule.epochs=2000", "--out=run"), two_nodes()
+    jobs = [Launched(tmp_path, *train, options=options, name=name) for name in ("first", "second")]
     jobs[0].wait_for(tmp_path / "run" / "timing.jsonl")
     os.kill(jobs[1].workers()[0], signal.SIGKILL)
     began = time.monotonic()
@@ -423,3 +426,22 @@ def test_two_machines_meet_and_end_together(tmp_path: Path) -> None:
     assert shown.count(PANEL) == 1, shown
     assert "another process of this work has gone" in shown
     assert next(row["processes"] for row in log.read(tmp_path / "run" / "timing.jsonl")) == 2
+
+
+@pytest.mark.slow
+def test_what_one_machine_lacks_is_told_on_both(tmp_path: Path) -> None:
+    """The first one waits for nobody who has failed before they met."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "first" / "mine.yaml").write_text(find("quickstart").read_text())
+    train, options = ("adv-train", "mine.yaml", *TINY, "schedule.epochs=2000"), two_nodes()
+    jobs = [Launched(tmp_path / name, *train, options=options) for name in ("first", "second")]
+    began = time.monotonic()
+    assert all(job.finish() != 0 for job in jobs)
+    assert time.monotonic() - began < 60
+    for job in jobs:
+        out, err = job.shown()
+        assert (out + err).count(PANEL) == 1, out + err
+        assert "mine.yaml" in err, err
+    assert "another process of this work has gone" in jobs[0].shown()[1]
+    assert not (tmp_path / "first" / "runs").exists()

@@ -66,7 +66,7 @@ def test_equals_a_direct_computation(steps: int, network: Network, digits: Split
 @pytest.mark.parametrize("chunk", [1, 7, 32, 69])
 def test_chunks_do_not_show(chunk: int, network: Network, digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = result(network, digits)
-    monkeypatch.setattr(monitor, "_CHUNK", chunk)
+    monkeypatch.setitem(monitor._CHUNKS, "cpu", chunk)
     assert result(network, digits) == whole
 
 
@@ -102,7 +102,7 @@ def test_a_tiny_ball_changes_nothing_and_a_huge_one_everything(network: Network,
 
 
 def test_a_stop_leaves_in_the_middle(network: Network, digits: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor, "_CHUNK", 20)
+    monkeypatch.setitem(monitor._CHUNKS, "cpu", 20)
     asked: list[int] = []
 
     def stop() -> bool:
