@@ -19,7 +19,7 @@ from advcli.draws import Draws
 _ALPHA_MAX = 0.1  # the largest pull back towards the clean image
 _ETA = 1.05  # overshoot across the linearised boundary
 _MEETINGS = 100  # steps of Newton's method at most; five are many
-_LEAST = 1e-30  # of what is divided by
+_LEAST, _LONGEST = 1e-30, 1e30  # of what is divided by, and of the quotient
 _BETA = 0.9  # how far back towards the clean image an adversarial point outside the ball is taken
 
 
@@ -67,7 +67,7 @@ class Fab(PooledAttack):
     def _finish(self, state: State) -> None:
         """Out of steps: the last point counts only inside the ball, so elsewhere the clean image stands for it."""
         state["over"] = ~state["hit"] & (state["step"] >= self.steps)
-        outside = state["over"] & (self.threat.distance(state["x_adv"], state["x"]) > self.threat.eps)
+        outside = state["over"] & ~(self.threat.distance(state["x_adv"], state["x"]) <= self.threat.eps)
         state["x_adv"] = torch.where(outside[:, None, None, None], state["x"], state["x_adv"])
 
     def _step(self, state: State, gradient: Tensor, difference: Tensor, retreat: Tensor) -> Tensor:
@@ -95,7 +95,10 @@ def boundary_step(z: Tensor, w: Tensor, offset: Tensor, threat: Threat) -> Tenso
     reaches |c|, and is there once a step has met nobody new: after four or so, where a sort would order all D.
     """
     point = z.flatten(1)
+    scale = w.abs().amax(1).clamp_min(_LEAST)  # nothing below is too small for float32 to divide by
+    w, offset = w / scale[:, None], offset / scale
     excess = (w * point).sum(1) + offset
+    excess = torch.where(excess.isfinite(), excess, 0.0)  # a network that answers with no number shows no way: no step
     down = (w * excess[:, None]) > 0
     room = torch.where(down, point - threat.bounds[0], threat.bounds[1] - point)
     speed = (w != 0).to(w) if threat.norm == "linf" else w.abs()
@@ -108,7 +111,8 @@ def boundary_step(z: Tensor, w: Tensor, offset: Tensor, threat: Threat) -> Tenso
         if not bool(moves.any()):
             break
         reached = (w.abs() * torch.minimum(way, room)).sum(1)
-        time = time + torch.where(moves & (pace > 0), (aim - reached).clamp_min(0.0) / pace.clamp_min(_LEAST), 0.0)
+        further = (aim - reached).clamp_min(0.0) / pace.clamp_min(_LEAST)
+        time = torch.where(moves & (pace > 0), time + further, time).clamp_max(_LONGEST)
         before = pace
     step = torch.minimum(speed * time[:, None], room)
     return torch.where(down, -step, step).view_as(z)

@@ -226,7 +226,8 @@ class _Pool:
     def _ask(self, rows: State, points: Tensor, asked: Tensor) -> Tensor:
         """(M,) the judge's margins at points; rows of asked (M,) bool are charged for it."""
         rows["forwards"], rows["judged"] = rows["forwards"] + asked.long(), rows["judged"] + asked.long()
-        return self.judge.margins(points, rows["y"])
+        numbers = points.flatten(1).isfinite().all(1)  # a network's answer to what is no image breaks nothing
+        return torch.where(numbers, self.judge.margins(points, rows["y"]), -torch.inf)
 
     def _ask_for_best(self, rows: State, margins: Tensor) -> Tensor:
         """Rows that end unbroken get the judge's word on their best point as well, and keep the better of the two."""

@@ -42,7 +42,7 @@ def attack(
     ] = None,
     engine: Annotated[Literal["native", "reference"], typer.Option(help="reference: suite aa by the authors' package.")] = "native",
     search_precision: Annotated[
-        Literal["auto", "fp32", "folded", "bf16"],
+        Literal["auto", "fp32", "folded", "compiled", "bf16"],
         typer.Option(help="How attacks search; verdicts are float32's. auto: the quickest that agrees with float32 on a probe."),
     ] = "auto",
     source: Annotated[

@@ -170,7 +170,7 @@ def _in_memory(files: Sequence[Path], size: int | None, cache: Path, why: OSErro
             where=str(cache.parent),
             next=_NO_CACHE,
         )
-    said = f"no cache of decoded images in {cache.parent} ({why.strerror or why}): {layout.bytes / 1e9:.3g} GB of memory are taken"
+    said = f"no cache of decoded images in {cache.parent} ({why.strerror or why}): {layout.bytes / 1e6:,.1f} MB of memory are taken"
     warnings.warn(f"{said}, and every start decodes anew; {_NO_CACHE}", Notice, stacklevel=2)
     images, done = np.empty(layout.shape, np.uint8), 0
     for block in _blocks(files, layout):

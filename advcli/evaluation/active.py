@@ -8,14 +8,14 @@ a network whose gradients are in order has no business to call anything robust.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from advcli.attacks import Apgd, Cost, Surrogate, Threat
-from advcli.attacks.state import pick, size
-from advcli.attacks.surrogate import Condition
+from advcli.attacks.state import pick
 from advcli.draws import Draws
 from advcli.gates.gate import pool
 from advcli.models import ModelOutput
@@ -28,10 +28,13 @@ _INSIDE = 0.95  # radius of the inner points, in eps
 _STEPS = 100
 
 
-def active_test(trace: Callable[[Tensor], ModelOutput], threat: Threat, images: Tensor, draws: Draws, cost: Cost) -> tuple[Tensor, Tensor]:
+def active_test(
+    trace: Callable[[Tensor], ModelOutput], threat: Threat, images: Tensor, draws: Draws, cost: Cost, *, repeatable: bool = True
+) -> tuple[Tensor, Tensor]:
     """Pair (N,) bool: an adversarial point was planted for the image; Auto-PGD found one. Both False for images not tested.
 
     images (N, C, H, W) in [0, 1]. An image whose points no linear head tells apart is not tested.
+    repeatable: the network answers alike in whatever company, so images that have been found are let go.
     """
     planted, found = (torch.zeros(len(images), dtype=torch.bool, device=images.device) for _ in range(2))
     x, some = images[:IMAGES], draws.select(torch.arange(min(IMAGES, len(images)), device=images.device))
@@ -41,7 +44,8 @@ def active_test(trace: Callable[[Tensor], ModelOutput], threat: Threat, images: 
         return planted, found
     weight, bias = (torch.stack(parts) for parts in zip(*(head for head in heads if head is not None), strict=True))
     planted[rows] = True
-    found[rows] = _attack(trace, threat, x[rows], some.select(rows), {"weight": weight, "bias": bias}, cost)
+    see = partial(_seen, trace, weight, bias)
+    found[rows] = _attack(see, threat, x[rows], some.select(rows), cost, repeatable=repeatable)
     return planted, found
 
 
@@ -74,27 +78,24 @@ def _head(trace: Callable[[Tensor], ModelOutput], threat: Threat, x: Tensor, dra
     return (sharp * weight).float(), (-sharp * (threshold + mean @ weight)).float()
 
 
-def _attack(trace: Callable[[Tensor], ModelOutput], threat: Threat, x: Tensor, draws: Draws, heads: Condition, cost: Cost) -> Tensor:
-    """(N,) bool: Auto-PGD reached the other side of its image's head, (N, D) and (N,)."""
-
+def _attack(
+    see: Callable[[Tensor, Tensor], ModelOutput], threat: Threat, x: Tensor, draws: Draws, cost: Cost, *, repeatable: bool
+) -> Tensor:
+    """(N,) bool: Auto-PGD reached the other side of its image's head. see: numbers of images, and a point of each, to an output."""
     attack, y = Apgd(threat, "ce", steps=_STEPS), torch.zeros(len(x), dtype=torch.int64, device=x.device)
     state = attack.begin(x, y, draws.sub("start"), {}, y) | {"row": torch.arange(len(x), device=x.device)}
-    reached = torch.ones_like(y, dtype=torch.bool)
+    reached = torch.zeros_like(y, dtype=torch.bool)
     for _ in range(_STEPS):
-        if not size(state):
+        if bool(reached.all()):
             break
-        attack.advance(Surrogate(_seen(trace, heads, state["row"]), cost), state, 0.0, draws)
-        state = pick(state, ~state["hit"])
-    reached[state["row"]] = False
+        attack.advance(Surrogate(partial(see, state["row"]), cost), state, 0.0, draws)
+        reached[state["row"]] |= state["hit"]
+        state = pick(state, ~state["hit"]) if repeatable else state
     return reached
 
 
-def _seen(trace: Callable[[Tensor], ModelOutput], heads: Condition, rows: Tensor) -> Callable[[Tensor], ModelOutput]:
-    """The network with, for its rows, the heads of images rows (N,)."""
-
-    def see(points: Tensor) -> ModelOutput:
-        output = trace(points)
-        score = (_features(output).float() * heads["weight"][rows]).sum(1) + heads["bias"][rows]
-        return output._replace(logits=torch.stack([-score / 2, score / 2], 1), aux_logits=())
-
-    return see
+def _seen(trace: Callable[[Tensor], ModelOutput], weight: Tensor, bias: Tensor, rows: Tensor, points: Tensor) -> ModelOutput:
+    """The network with the heads (n, D) and (n,) of images rows (N,)."""
+    output = trace(points)
+    score = (_features(output).float() * weight[rows]).sum(1) + bias[rows]
+    return output._replace(logits=torch.stack([-score / 2, score / 2], 1), aux_logits=())

@@ -1,8 +1,8 @@
 """How fast attacks are beside the packages that others use: the same network and images, taking turns, in one process.
 
 `shipped`: both as a user gets them, ours with its probed search and leaving early, theirs with the network as it was loaded.
-`folded`: the same with ours searching in float32, on a copy with batch norm folded. `fp32`: both in eager float32 on the network
-as it is, whose weights need no gradient, and PGD with all its steps on all images; only that isolates what the code saves.
+`compiled`: the same with ours searching in float32, batch norm folded and Square's forwards compiled. `fp32`: both in eager float32
+on the network as it is, whose weights need no gradient, and PGD with all its steps on all images; only that isolates what the code saves.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from advcli.runs.checkpoint import versions
 from advcli.training.machine import hardware
 from advcli.training.turns import Seconds, by_turns
 
-Numerics = Literal["shipped", "folded", "fp32"]
+Numerics = Literal["shipped", "compiled", "fp32"]
 BOTH: tuple[Numerics, ...] = ("shipped", "fp32")
 ATTACKS = ("aa", "fast", "pgd-20")
 PEERS = ("pyautoattack", "torchattacks", "foolbox")
@@ -92,7 +92,7 @@ def _matches() -> list[Match]:
     theirs = "pyautoattack, shipped"
     rows = [
         Match("aa", "pyautoattack", "shipped", "aa, shipped", theirs),
-        Match("aa", "pyautoattack", "folded", "aa, folded", theirs),
+        Match("aa", "pyautoattack", "compiled", "aa, compiled", theirs),
         Match("aa", "pyautoattack", "fp32", "aa, fp32", "pyautoattack, fp32"),
         Match("fast", "pyautoattack", "shipped", "fast, shipped", theirs),
     ]
@@ -103,7 +103,7 @@ def _matches() -> list[Match]:
 def _runs(job: Job, device: torch.device) -> Runs:
     runs: Runs = {
         "aa, shipped": partial(_suite, job, device),
-        "aa, folded": partial(_suite, replace(job, search="folded"), device),
+        "aa, compiled": partial(_suite, replace(job, search="compiled"), device),
         "aa, fp32": partial(_suite, replace(job, search="fp32"), device),
         "fast, shipped": partial(_suite, replace(job, suite="fast"), device),
     }

@@ -16,7 +16,8 @@ from advcli.attacks.judge import pad
 from advcli.attacks.losses import attack_loss
 from advcli.attacks.pgd import ascend
 from advcli.draws import Draws
-from advcli.evaluation.search import COMPILED, Agreement, Follower, Search, followed
+from advcli.errors import ResourceError
+from advcli.evaluation.search import COMPILED, Agreement, Follower, Search, compiling, followed
 from advcli.models import Network
 from advcli.training.turns import by_turns
 
@@ -43,11 +44,13 @@ class Probe:
     noted: Callable[[str], None]
 
     def measure(self, asked: str) -> Search:
-        """Speed and agreement in the judge's chunks; the quickest precision that agrees for `auto`, compiled or not whatever was asked."""
+        """Speed and agreement in the judge's chunks; for `auto` the quickest that agrees, and nothing is left to the clock otherwise."""
         names = ("folded", "bf16") if asked in ("auto", "bf16") else ("folded",)
         copies = {name: followed(self.network, self.head, name) for name in names}
         points = self._points()
         agreements = {name: agreement(self.judge, copy, points, self.labels) for name, copy in copies.items()}
+        if asked == COMPILED:
+            return Search(asked, "folded", agreements | {COMPILED: self._compiled(points)[1]}, {})
         chosen, seconds = asked, dict[str, float]()
         if asked == "auto":
             seconds = self._seconds({"fp32": self.judge.model, **copies}, _gradient)
@@ -57,8 +60,8 @@ class Probe:
                     chosen = name
         if chosen == "fp32":
             return Search(asked, chosen, {}, seconds)
-        kept = {name: agreements[name] for name in ("folded", chosen)}
-        return self._with_compiled(Search(asked, chosen, kept, seconds), copies["folded"], points)
+        settled = Search(asked, chosen, {name: agreements[name] for name in ("folded", chosen)}, seconds)
+        return self._with_compiled(settled, copies["folded"], points) if asked == "auto" else settled
 
     def _points(self) -> list[Tensor]:
         """Where searches look: the images, and what PGD makes of them in 1 and in 10 steps of eps/4, in float32."""
@@ -72,17 +75,21 @@ class Probe:
         if self.forwards * alone / self.judge.chunk < _LONG:
             return search
         try:
-            compiled = followed(self.network, self.head, COMPILED)
-            agrees = forward_agreement(self.judge, compiled, points, self.labels)
-            seconds = self._seconds({"folded": folded, COMPILED: compiled}, _answers)
-        except Exception as error:  # a compiler has many ways to fail, and attacks go on without it
-            reason = str(error).strip().splitlines()
-            self.noted(f"forwards are not compiled: {reason[0] if reason else type(error).__name__}")
+            compiled, agrees = self._compiled(points)
+        except ResourceError as error:
+            self.noted(error.what)
             return search
+        seconds = self._seconds({"folded": folded, COMPILED: compiled}, _answers)
         seconds = {"folded forward": seconds["folded"], "compiled forward": seconds[COMPILED]}
         taken = agrees.holds and seconds["folded forward"] >= _GAIN * seconds["compiled forward"]
         more = {COMPILED: agrees} if taken else {}
         return replace(search, agreements=search.agreements | more, seconds=search.seconds | seconds)
+
+    def _compiled(self, points: Sequence[Tensor]) -> tuple[Follower, Agreement]:
+        """The compiled copy, and how near it is; ResourceError where it cannot be had."""
+        with compiling():
+            compiled = followed(self.network, self.head, COMPILED)
+            return compiled, forward_agreement(self.judge, compiled, points, self.labels)
 
     def _seconds(self, models: Mapping[str, Any], way: Callable[..., tuple[Tensor, Tensor]], rounds: int = 5) -> dict[str, float]:
         """Medians of what way does with a chunk, the candidates taking turns; the first round warms up."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from advcli.errors import UsageError
 from advcli.evaluation.pairs import threat_words
@@ -38,16 +38,18 @@ def _start(run: Run) -> str:
 
 
 def _check_seeds(group: Sequence[Run]) -> None:
-    seen: dict[int, Path] = {}
+    seen: dict[int, Run] = {}
     for run in group:
         seed = run.recipe.seed if run.recipe else 0
         if seed in seen:
             raise UsageError(
                 f"two runs of one recipe and one seed, {seed}: a mean would count it twice",
-                where=f"{seen[seed]} and {run.place}",
-                next="name one of them",
+                where=f"{seen[seed].place} and {run.place}",
+                next="name one of them"
+                if seen[seed].recipe == run.recipe
+                else "name one of them; to compare precisions, ask for each by name",
             )
-        seen[seed] = run.place
+        seen[seed] = run
 
 
 def _names(firsts: Sequence[Run]) -> list[str]:
@@ -66,12 +68,13 @@ def _names(firsts: Sequence[Run]) -> list[str]:
 
 def settled_notes(method: Method) -> list[str]:
     """In what `auto` came to something else on the machines of one method's runs."""
-    outcomes = [(run, run_folder.settled(run.asked, run.recipe)) for run in method.runs if run.asked and run.recipe]
+    outcomes = [(run, run_folder.settled(run.recipe)) for run in method.runs if run.asked and run.recipe]
     said = []
     for key in sorted({key for _, values in outcomes for key in values}):
         places: dict[str, list[str]] = {}
         for run, values in outcomes:
-            places.setdefault(str(values.get(key)), []).append(str(run.place))
+            value = values.get(key)
+            places.setdefault(value if isinstance(value, str) else json.dumps(value), []).append(str(run.place))
         if len(places) > 1:
             words = "; ".join(f"{value} in {', '.join(runs)}" for value, runs in places.items())
             said.append(f"{method.name}: {key} was settled differently from run to run: {words}")

@@ -31,7 +31,7 @@ from advcli.evaluation.suites import PROBED
 from advcli.gates.whole import processes
 from advcli.models import ModelOutput, Network, frozen, head_of
 from advcli.runs import atomic
-from advcli.runs.ledger import Ledger
+from advcli.runs.ledger import Arrays, Ledger
 from advcli.training import distributed
 from advcli.training.device import set_precision
 
@@ -66,8 +66,10 @@ class Run:
     @torch.no_grad()
     def _follow(self, precision: str) -> search.Follower:
         """A copy to search on; if it is compiled, then now, so that no attack's clock runs meanwhile."""
-        model = search.followed(self.job.loaded.network, self.job.head, precision)
-        if precision == search.COMPILED:
+        if precision != search.COMPILED:
+            return search.followed(self.job.loaded.network, self.job.head, precision)
+        with search.compiling():
+            model = search.followed(self.job.loaded.network, self.job.head, precision)
             rows = torch.arange(self.job.chunk, device=self.device) % len(self.images)
             model.trace(to_float(self.images.images[rows]))
         return model
@@ -143,7 +145,10 @@ class Run:
     def _look_for_signs(self) -> None:
         """Of masked gradients, once, before anything is attacked, in suites whose verdict may be trusted."""
         if distributed.leads() and self.job.suite in PROBED and self.job.engine == "native" and self.ledger.probes() is None:
-            self.ledger.write_probes(signs.columns(self._as_deployed, self.job.threat, self.images, self.job.seed))
+            self.ledger.write_probes(self._signs())
+
+    def _signs(self) -> Arrays:
+        return signs.columns(self._as_deployed, self.job.threat, self.images, self.job.seed, repeatable=self._repeatable)
 
     def _as_deployed(self, x: Tensor) -> ModelOutput:
         """What an attack sees that knows nothing of the network, in float32; of a random one always the same answer."""

@@ -7,12 +7,13 @@ asks the judge wherever its margin is within its measured error of zero, and a p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from advcli.errors import CheckpointError
+from advcli.errors import CheckpointError, ResourceError
 from advcli.evaluation.entries import Entry
 from advcli.models import CompiledForward, FastCopy, HeadView, Network, head_of
 from advcli.runs import atomic
@@ -20,17 +21,18 @@ from advcli.runs import atomic
 Follower = Network | HeadView | CompiledForward
 """What a search follows."""
 
-Asked = Literal["auto", "fp32", "folded", "bf16"]
-"""`fp32`: the network as it is. `folded`: float32 with batch norm folded, channels last. `bf16`: that in bfloat16. `auto`: measure."""
+Asked = Literal["auto", "fp32", "folded", "compiled", "bf16"]
+"""`fp32`: the network as it is. `folded`: float32 with batch norm folded, channels last. `compiled`: that, and as one compiled graph
+for attacks that ask for no gradient, whose many forwards pay for the compiler. `bf16`: folded in bfloat16. `auto`: measure."""
 
 COMPILED = "compiled"
-"""`folded` as one compiled graph: for attacks that ask for no gradient, whose many forwards pay for the compiler."""
 
 SHORT = 1000
 """Passes an image below which `auto` does not look: the probe would cost what it saves."""
 
 _SIGNS = 0.95  # share of gradient signs that must agree
 _SPREAD = 0.05  # largest bound on the margin's error, in standard deviations of the margin
+_ROUNDING = 1e-4  # the same of what must be float32: its rounding gives 1e-6, TF32's 1e-3, bfloat16's 1e-2
 _AUDIT = (0.04, 256)  # share of the suite's passes that the audit may take, and images at most
 _FILE = "search.json"
 
@@ -46,7 +48,9 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        return (self.signs is None or self.signs >= _SIGNS) and self.bound <= _SPREAD * self.spread
+        if self.signs is None:
+            return self.bound <= _ROUNDING * self.spread
+        return self.signs >= _SIGNS and self.bound <= _SPREAD * self.spread
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,17 @@ def followed(network: Network, head: str, precision: str) -> Follower:
     if precision == COMPILED:
         return CompiledForward(head_of(FastCopy(network, "folded").network, head))
     return head_of(network if precision == "fp32" else FastCopy(network, precision).network, head)  # type: ignore[arg-type]
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """A compiler has many ways to fail: whatever is raised inside becomes a ResourceError of one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        what = f"forwards are not compiled: {reason[0] if reason else type(error).__name__}"
+        raise ResourceError(what, next="advcli doctor looks for a compiler; --search-precision folded does without") from error
 
 
 def settle(asked: str, folder: Path, probe: Callable[[], Search], *, begun: bool) -> Search:

@@ -7,7 +7,7 @@ yes as the first. Sources: Athalye et al. 2018, Carlini et al. 2019, Pintor et a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from advcli.attacks import Cost, Pgd, Surrogate, Threat
 from advcli.attacks.losses import attack_loss, cross_entropy, margin
-from advcli.attacks.state import State, given, size
+from advcli.attacks.state import State
 from advcli.attacks.state import pick as pick_rows
 from advcli.data import Split, to_float
 from advcli.draws import Draws
@@ -45,11 +45,11 @@ class Sample(NamedTuple):
     draws: Draws
 
 
-def columns(trace: Callable[[Tensor], ModelOutput], threat: Threat, images: Split, seed: int) -> Arrays:
+def columns(trace: Callable[[Tensor], ModelOutput], threat: Threat, images: Split, seed: int, *, repeatable: bool) -> Arrays:
     """Of every probe a column (n,) int8 for a ledger: weak + 2 * strong of the images in a seeded sample, -1 for the others."""
     part = pick(images, SAMPLE, seed)
     sample = Sample(to_float(part.images[:]), part.labels, Draws(seed, part.index, "signs"))
-    pairs = measure(trace, threat, sample, int(images.labels.bincount().argmax()), Cost())
+    pairs = measure(trace, threat, sample, int(images.labels.bincount().argmax()), Cost(), repeatable=repeatable)
     place = torch.isin(images.index, part.index).cpu().numpy()
     found = {name: np.full(len(images), -1, np.int8) for name in pairs}
     for name, (weak, strong) in pairs.items():
@@ -57,12 +57,15 @@ def columns(trace: Callable[[Tensor], ModelOutput], threat: Threat, images: Spli
     return found
 
 
-def measure(trace: Callable[[Tensor], ModelOutput], threat: Threat, sample: Sample, largest_class: int, cost: Cost) -> dict[str, Pair]:
-    """The pairs (N,) bool of every probe. trace: the deployed network, as an attack that knows nothing of it sees it.
+def measure(
+    trace: Callable[[Tensor], ModelOutput], threat: Threat, sample: Sample, largest_class: int, cost: Cost, *, repeatable: bool = True
+) -> dict[str, Pair]:
+    """The pairs (N,) bool of every probe. trace: the network in float32, as an attack that knows nothing of it sees it.
 
-    largest_class: the label that most images of the whole split have.
+    largest_class: the label that most images of the whole split have. repeatable: it answers alike in whatever company, so images that
+    have answered are let go; where they kept their places, a seeded network's noise stays an image's own.
     """
-    surrogate = Surrogate(trace, cost)
+    surrogate = Surrogate(trace, cost, repeatable=repeatable)
     clean = _margins(surrogate, sample.images, sample.labels)
     path, losses = _path(surrogate, threat, sample)
     wrong, end = path >= 0, path[:, -1] >= 0
@@ -81,7 +84,7 @@ def measure(trace: Callable[[Tensor], ModelOutput], threat: Threat, sample: Samp
         "unbounded-attack-fails": (survived, sample.labels == largest_class),
         "zero-gradients": (flat, none),
         "saturated-loss": (saturated & ~flat, none),
-        "active-test-fails": active_test(trace, threat, sample.images, sample.draws.sub("active"), cost),
+        "active-test-fails": active_test(trace, threat, sample.images, sample.draws.sub("active"), cost, repeatable=repeatable),
     }
 
 
@@ -90,19 +93,22 @@ def _margins(surrogate: Surrogate, x: Tensor, y: Tensor) -> Tensor:
     return margin(surrogate(x, {}).logits.float(), y)
 
 
-def _ascend(attack: Pgd, surrogate: Surrogate, sample: Sample) -> Iterator[tuple[Tensor, Tensor]]:
-    """Margins and losses (N,) at each of the steps + 1 points of one run of the attack, whether or not an image falls."""
-    x, y = sample.images, sample.labels
-    state: State = attack.begin(x, y, sample.draws.sub("path"), {}, torch.zeros_like(y))
-    for _ in range(attack.steps + 1):
-        gradient, loss, output = surrogate.gradient(attack.loss, state["x_adv"], y, given(state))
-        yield margin(output.logits.float(), y), loss
-        state["x_adv"] = attack.threat.project(attack.threat.step(state["x_adv"], gradient, attack.step_size), x)
+def _begin(attack: Pgd, sample: Sample) -> State:
+    return attack.begin(sample.images, sample.labels, sample.draws.sub("path"), {}, torch.zeros_like(sample.labels))
+
+
+def _step(attack: Pgd, surrogate: Surrogate, state: State) -> tuple[Tensor, Tensor]:
+    """Margins and losses (N,) where the images are; then they move, whether or not they fool."""
+    gradient, loss, output = surrogate.gradient(attack.loss, state["x_adv"], state["y"], {})
+    state["x_adv"] = attack.threat.project(attack.threat.step(state["x_adv"], gradient, attack.step_size), state["x"])
+    return margin(output.logits.float(), state["y"]), loss
 
 
 def _path(surrogate: Surrogate, threat: Threat, sample: Sample) -> tuple[Tensor, Tensor]:
-    """Margins and losses (N, STEPS + 1) of PGD on the cross-entropy."""
-    margins, losses = zip(*_ascend(Pgd(threat, attack_loss("ce"), STEPS, threat.eps / 10), surrogate, sample), strict=True)
+    """Margins and losses (N, STEPS + 1) along PGD on the cross-entropy."""
+    attack = Pgd(threat, attack_loss("ce"), STEPS, threat.eps / 10)
+    state = _begin(attack, sample)
+    margins, losses = zip(*(_step(attack, surrogate, state) for _ in range(STEPS + 1)), strict=True)
     return torch.stack(margins, 1), torch.stack(losses, 1)
 
 
@@ -110,17 +116,14 @@ def _unbounded(surrogate: Surrogate, threat: Threat, sample: Sample) -> Tensor:
     """(N,) bool: what no iterate breaks at a radius that turns every image into grey, half the range in each pixel."""
     eps = _UNBOUNDED if threat.norm == "linf" else _UNBOUNDED * math.sqrt(sample.images[0].numel())
     wide = replace(threat, eps=max(eps, threat.eps))
-    attack, y = Pgd(wide, attack_loss("margin"), STEPS, wide.eps / 10), sample.labels
-    state = attack.begin(sample.images, y, sample.draws.sub("path"), {}, torch.zeros_like(y))
-    state["row"] = torch.arange(len(y), device=y.device)
+    attack, survived = Pgd(wide, attack_loss("margin"), STEPS, wide.eps / 10), torch.ones_like(sample.labels, dtype=torch.bool)
+    state = _begin(attack, sample) | {"row": torch.arange(len(survived), device=survived.device)}
     for _ in range(STEPS + 1):
-        if not size(state):
+        if not bool(survived.any()):
             break
-        gradient, _, output = surrogate.gradient(attack.loss, state["x_adv"], state["y"], {})
-        state["x_adv"] = wide.project(wide.step(state["x_adv"], gradient, attack.step_size), state["x"])
-        state = pick_rows(state, margin(output.logits.float(), state["y"]) < 0)
-    survived = torch.zeros_like(y, dtype=torch.bool)
-    survived[state["row"]] = True
+        stands = _step(attack, surrogate, state)[0] < 0
+        survived[state["row"]] &= stands
+        state = pick_rows(state, stands) if surrogate.repeatable else state
     return survived
 
 
@@ -128,13 +131,14 @@ def _noise(surrogate: Surrogate, threat: Threat, sample: Sample, right: Tensor) 
     """(N,) bool: of right (N,) bool, whom one of so many random points, half of them at distance eps, turns wrong."""
     found = torch.zeros_like(right)
     for number in range(_NOISES):
-        rows = torch.nonzero(right & ~found)[:, 0]
-        if not len(rows):
+        waiting = right & ~found
+        if not bool(waiting.any()):
             break
+        rows = torch.nonzero(waiting if surrogate.repeatable else torch.ones_like(waiting))[:, 0]
         draws = sample.draws.sub("noise").at(number).select(rows)
         start = threat.surface_start if number % 2 else threat.random_start
-        found[rows] = _margins(surrogate, start(sample.images[rows], draws), sample.labels[rows]) >= 0
-    return found
+        found[rows] |= _margins(surrogate, start(sample.images[rows], draws), sample.labels[rows]) >= 0
+    return found & right
 
 
 def _gradients(surrogate: Surrogate, sample: Sample) -> Pair:

@@ -98,17 +98,17 @@ def _aa_plus(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
 def _fast(threat: Threat, num_classes: int) -> tuple[Entry, ...]:
     """Most of aa's strength for a small part of its cost: short runs first, targets by their estimated distance (Melamed, Hein 2024, MALT).
 
-    Whoever stands then gets longer runs on the four nearest targets. FAB is left out, and Square's 500 queries are a sign of masked
-    gradients rather than an attack, so this is an upper bound.
+    Whoever stands then gets longer runs on the four nearest targets, nine where there are more than ten classes. FAB is left out, and
+    Square's 500 queries are a sign of masked gradients rather than an attack, so this is an upper bound.
     """
     loss, targets = aim(num_classes)
     words = f"Auto-PGD on the {'targeted DLR loss' if num_classes >= 4 else 'targeted margin'}"
     short = Apgd(threat, loss, steps=20, targets=min(3, targets), ranked=True)
-    longer = Apgd(threat, loss, steps=50, targets=min(4, targets), ranked=True)
+    longer = Apgd(threat, loss, steps=50, targets=min(4 if num_classes <= 10 else 9, targets), ranked=True)
     return (
         Entry("apgd-ce-20", Apgd(threat, "ce", steps=20), "Auto-PGD on the cross-entropy, 20 steps", on="survivors"),
         Entry("apgd-t-20", short, f"{words}, 20 steps on the three nearest classes", on="survivors"),
-        Entry("apgd-t-50", longer, f"{words}, 50 steps on the four nearest classes", on="survivors"),
+        Entry("apgd-t-50", longer, f"{words}, 50 steps on the {longer.targets} nearest classes", on="survivors"),
         Entry("square", Square(threat, queries=500), "Square Attack on the margin, 500 queries", on="survivors"),
     )
 

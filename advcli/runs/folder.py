@@ -150,9 +150,9 @@ def as_asked(folder: Path, stored: Recipe) -> Recipe:
         raise CheckpointError(f"cannot read what the recipe asked for: {error}", where=str(path), next=next) from None
 
 
-def settled(asked: Recipe, stored: Recipe) -> dict[str, object]:
-    """By `a.b`, what became of the fields of `asked` that were left to the machine."""
-    return {".".join(key): new for key, _, new in differences(asked, stored) if key in _DECIDED}
+def settled(stored: Recipe) -> dict[str, object]:
+    """By `a.b`, what became of the fields that may be left to the machine."""
+    return {".".join(key): value for key, value in _flat(stored.model_dump(mode="json")).items() if key in _DECIDED}
 
 
 def differences(a: Recipe, b: Recipe) -> list[tuple[tuple[str, ...], object, object]]:

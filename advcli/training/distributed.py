@@ -52,7 +52,7 @@ def opened(device: str, show: Show, *, every: float = EVERY, silence: float = SI
     except BaseException as error:
         for number in (signal.SIGINT, signal.SIGTERM):  # torchrun's, once another process has left, would cut the message short
             signal.signal(number, signal.SIG_IGN)
-        first = heartbeat is None or heartbeat.stop("" if _is_loss(error) or heartbeat.lost else _line(error))
+        first = heartbeat is None or heartbeat.stop("" if _is_loss(error) or heartbeat.lost else _line(_told(error, None) or error))
         told = _told(error, heartbeat.lost if heartbeat is not None else None)
         if told is None:
             raise

@@ -75,14 +75,15 @@ class Heartbeat:
                 self._first = self.store.add(f"advcli/left/{self._machine}", 1) == 1
 
     def _watch(self) -> None:
-        """Silence is counted in rounds: where all processes were stopped and go on, nobody was silent."""
+        """Silence is counted in rounds: where all processes were stopped and go on, nobody was silent. Who was never heard is late, and
+        waited for where they meet."""
         before: dict[int, int] = {}
         silent = dict.fromkeys(self._others, 0)
         while not self._over.wait(self.every):
             heard = self._heard
             silent = {rank: rounds + 1 if heard.get(rank) == before.get(rank) else 0 for rank, rounds in silent.items()}
             before = heard
-            gone = [str(rank) for rank, rounds in silent.items() if rounds * self.every >= self.silence]
+            gone = [str(rank) for rank, rounds in silent.items() if heard.get(rank) and rounds * self.every >= self.silence]
             if gone:
                 self._end(f"nothing was heard of process {', '.join(gone)} for {self.silence:g} s")
             elif self._word:
@@ -92,7 +93,8 @@ class Heartbeat:
         if self._over.wait(self.every):  # whoever meets a collective notices by itself
             return
         self.lost = LostProcessError(why)
-        signal.pthread_kill(self._main, signal.SIGINT)
+        handled = callable(signal.getsignal(signal.SIGTERM))  # else by SIGINT, which a shell's background jobs are started without
+        signal.pthread_kill(self._main, signal.SIGTERM if handled else signal.SIGINT)
         if self._over.wait(_GRACE):
             return
         if self.stop(""):

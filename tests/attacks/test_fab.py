@@ -100,6 +100,22 @@ def test_boundary_step_corner_cases(norm: str) -> None:
 
 
 @each_norm
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_an_answer_that_is_no_number_shows_no_way(norm: str, value: float) -> None:
+    z, w, offset = (torch.from_numpy(part).float() for part in problems())
+    assert not boundary_step(z[:, None, None], w, torch.full_like(offset, value), Threat(norm, 1.0)).any()  # type: ignore[arg-type]
+
+
+@each_norm
+@pytest.mark.parametrize("scale", [1e-20, 1e-10, 1e10])
+def test_the_size_of_weights_does_not_matter(norm: str, scale: float) -> None:
+    z, w, offset = (torch.from_numpy(part).float() for part in problems())
+    threat = Threat(norm, 1.0)  # type: ignore[arg-type]
+    expected = boundary_step(z[:, None, None], w, offset, threat)
+    torch.testing.assert_close(boundary_step(z[:, None, None], w * scale, offset * scale, threat), expected, rtol=0, atol=1e-3)
+
+
+@each_norm
 def test_company_does_not_move_a_row(norm: str) -> None:
     """To the bit: rows that take fewer steps of Newton's method wait for the others as they are."""
     z, w, offset = (torch.from_numpy(part).float() for part in problems(400))
@@ -207,3 +223,21 @@ def test_a_step_is_the_published_mixture(norm: str) -> None:
         alpha = min(float(a1 / (a1 + a2)), 0.1)
         expected = ((start[i] + 1.05 * d1) * (1 - alpha) + (x[i] + 1.05 * d2) * alpha).clamp(0, 1)
         torch.testing.assert_close(state["x_adv"][i], expected, rtol=0, atol=1e-12)
+
+
+def test_a_network_without_answers_outside_the_ball_is_not_broken_by_that() -> None:
+    """FAB leaves the ball on its way; what comes back there is no number, and no image of no numbers may count."""
+
+    class Cliff(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            away = ((4 * x) % 1 - 0.5).abs().flatten(1).amax(1) / 4  # from the nearest picture of those below
+            return super().forward(x) + torch.where(away > 2 * threat.eps, torch.nan, 0.0)[:, None]
+
+    model, clean, threat = Linear(), ((4 * pictures(16)).floor() + 0.5) / 4, Threat("linf", 0.005)
+    y = model(clean).argmax(1)
+    cliff = Cliff()
+    judge = Judge(cliff, chunk=16)
+    found = Fab(threat, targets=3)(Surrogate(cliff.trace), judge, clean, y, Draws(0, torch.arange(16), "fab"), {})
+    assert bool(found.x_adv.isfinite().all())
+    near = distances(model, clean, y, "linf") <= threat.eps
+    assert not bool((found.broken & ~near).any())

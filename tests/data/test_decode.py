@@ -203,7 +203,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(when: str, tree: Path, monk
     expected = read(tree)[0]
     shutil.rmtree(tree / ".advcli-cache")
     full(when, monkeypatch)
-    with pytest.warns(Notice, match=r"no cache of decoded images in .*set/\.advcli-cache \(.*\): 2\.7e-07 GB of memory are taken") as said:
+    with pytest.warns(Notice, match=r"no cache of decoded images in .*set/\.advcli-cache \(.*\): 0\.0 MB of memory are taken") as said:
         images = read(tree)[0]
     assert len(said) == 1
     assert "TMPDIR names another place" in str(said[0].message)

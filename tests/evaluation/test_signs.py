@@ -98,6 +98,22 @@ def test_a_gradient_that_points_the_wrong_way(honest: Trace, sample: Sample) -> 
     assert "robust-above-clean" not in names(honest, second, threat=wide)
 
 
+def test_a_random_network_that_hides_nothing_raises_nothing(honest: Trace, sample: Sample) -> None:
+    """Its noise is an image's own as long as everybody keeps his place; found by luck over many draws it would look like masking."""
+
+    def drawn(x: Tensor) -> ModelOutput:
+        output = honest(x)
+        noise = torch.randn(output.logits.shape, generator=torch.Generator().manual_seed(0))
+        return output._replace(logits=output.logits + 2 * noise)
+
+    def sure(repeatable: bool) -> tuple[int, int]:
+        weak, strong = measure(drawn, THREAT, sample, 0, Cost(), repeatable=repeatable)["noise-beats-gradient"]
+        return int((weak & ~strong).sum()), int((strong & ~weak).sum())
+
+    assert sure(False)[0] == 0
+    assert sure(True)[0] > 0, "else the test shows nothing"
+
+
 # The active test.
 
 

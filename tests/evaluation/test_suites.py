@@ -94,7 +94,9 @@ def test_aa_plus_holds_aa_with_more_restarts(classes: int, targets: int, loss: s
     assert bool(notes("aa-plus", classes)) == (classes < 4)
 
 
-@pytest.mark.parametrize(("classes", "targets", "loss"), [(10, 9, "dlr-targeted"), (3, 2, "targeted"), (2, 1, "targeted")])
+@pytest.mark.parametrize(
+    ("classes", "targets", "loss"), [(100, 9, "dlr-targeted"), (10, 4, "dlr-targeted"), (3, 2, "targeted"), (2, 1, "targeted")]
+)
 def test_fast_goes_from_short_to_long(classes: int, targets: int, loss: str) -> None:
     entries = suite("fast").entries(LINF, classes)
     assert [(entry.name, entry.on) for entry in entries] == [
@@ -103,11 +105,11 @@ def test_fast_goes_from_short_to_long(classes: int, targets: int, loss: str) -> 
     assert [entry.attack for entry in entries] == [
         Apgd(LINF, "ce", steps=20),
         Apgd(LINF, loss, steps=20, targets=min(3, targets), ranked=True),  # type: ignore[arg-type]
-        Apgd(LINF, loss, steps=50, targets=min(4, targets), ranked=True),  # type: ignore[arg-type]
+        Apgd(LINF, loss, steps=50, targets=targets, ranked=True),  # type: ignore[arg-type]
         Square(LINF, queries=500),
     ]
     whole = suite("aa").entries(LINF, classes)
-    assert sum(e.attack.passes for e in entries) < sum(e.attack.passes for e in whole) / 7 or classes < 10
+    assert sum(e.attack.passes for e in entries) < sum(e.attack.passes for e in whole) / 4 or classes < 10
 
 
 def test_transfer_is_pgd_and_mim_of_100_steps_on_each_source() -> None:

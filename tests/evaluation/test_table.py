@@ -83,6 +83,14 @@ def settled(made: Make, name: str, *asked: str, came_to: tuple[str, ...], aa: in
     return run
 
 
+def test_what_one_machine_could_not_do_is_told_beside_what_others_did(made: Make) -> None:
+    found = table(
+        settled(made, "a", "seed=0", "train.compile=true", came_to=("train.precision=fp32",), aa=8),
+        settled(made, "b", "seed=1", "train.compile=true", came_to=("train.precision=fp32", "train.compile=false"), aa=10),
+    )
+    assert found["notes"] == ["quickstart: train.compile was settled differently from run to run: true in runs/a; false in runs/b"]
+
+
 def test_what_machines_made_of_auto_does_not_make_a_method(made: Make) -> None:
     found = table(
         settled(made, "a", "seed=0", came_to=("train.precision=bf16", "train.compile=true"), aa=8),

@@ -86,6 +86,7 @@ def test_an_early_interruption_of_one_process_is_told(tmp_path: Path) -> None:
     codes, shown = apart(tmp_path, waiting, interrupted)
     assert codes == [InterruptedRunError.exit_code] * 2
     assert shown[1] == "interrupted"
+    assert ": interrupted)" in shown[0]
 
 
 @pytest.mark.slow
@@ -109,3 +110,19 @@ def test_the_first_of_each_machine_speaks(monkeypatch: pytest.MonkeyPatch, machi
         monkeypatch.setenv("GROUP_RANK", machine)
         beats.append(heartbeat.Heartbeat(store, print, every=0.05, silence=60.0))
     assert [beat.stop("gone") for beat in beats] == first
+
+
+def test_who_is_late_is_not_silent_and_who_was_heard_once_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports may take one machine minutes longer; after its first word silence counts."""
+    store = torch.distributed.HashStore()
+    for name, value in {"RANK": "0", "GROUP_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    beat = heartbeat.Heartbeat(store, print, every=0.05, silence=0.3)
+    time.sleep(1.0)
+    assert beat.lost is None
+    with pytest.raises(KeyboardInterrupt):
+        store.add("advcli/beat/1", 1)
+        time.sleep(LIMIT)
+    beat.stop("")
+    assert beat.lost is not None
+    assert "nothing was heard of process 1 for 0.3 s" in beat.lost.what
