@@ -120,8 +120,8 @@ def test_who_is_late_is_not_silent_and_who_was_heard_once_is(monkeypatch: pytest
     beat = heartbeat.Heartbeat(store, print, every=0.05, silence=0.3)
     time.sleep(1.0)
     assert beat.lost is None
+    store.add("advcli/beat/1", 1)
     with pytest.raises(KeyboardInterrupt):
-        store.add("advcli/beat/1", 1)
         time.sleep(LIMIT)
     beat.stop("")
     assert beat.lost is not None
