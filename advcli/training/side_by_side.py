@@ -32,13 +32,13 @@ from advcli.runs.checkpoint import versions
 from advcli.training import throughput
 from advcli.training.cost import FlopMeter, forward_flops
 from advcli.training.device import computing
+from advcli.training.fooling import Wrong, fooled, shares, taught
 from advcli.training.machine import hardware
 from advcli.training.matching import PEERS, RECIPES, Peer, plan, same_method
 from advcli.training.peers import Plan, Taken
 from advcli.training.phases import after_craft
 from advcli.training.probe import settle
 from advcli.training.setup import Assembly, assemble
-from advcli.training.strength import Wrong, fooled, shares, taught
 from advcli.training.throughput import Floor, How, Trainer
 from advcli.training.turns import Seconds, by_turns
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from advcli.data import Batch, batches
 from advcli.models import Network
 from advcli.recipe import Recipe
+from advcli.training.fooling import fooled, shares, taught
 from advcli.training.setup import assemble
-from advcli.training.strength import fooled, shares, taught
 
 CPU = torch.device("cpu")
 
