@@ -118,8 +118,8 @@ def _ready(folder: Path | None, recipe: Recipe, out: Path | None, settled: Settl
     if folder is None or not folder.is_dir():
         folder = folders.create(recipe.name, out)
     if settled is not None:
-        folders.store_probe(folder, recipe, settled.receipt())  # first: a run is there once its recipe is
         folders.store_recipe(folder, settled.recipe)
+        folders.store_probe(folder, recipe, settled.receipt())
     return folder
 
 
