@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import advcli
-from advcli.errors import AdvcliError, DataError, UsageError
+from advcli.errors import AdvcliError, DataError, UsageError, first_line
 from advcli.recipe import Recipe
 
 _EXTRAS = (  # module, package, what it is for
@@ -55,7 +55,7 @@ class Examination:
         try:
             return import_module(name)
         except Exception as error:
-            self.problem(f"{name} cannot be imported: {_first_line(error)}", next)
+            self.problem(f"{name} cannot be imported: {first_line(error)}", next)
             return None
 
     def attempt(self, what: str, go: Callable[[], Any], next: str) -> Any:
@@ -65,7 +65,7 @@ class Examination:
         except AdvcliError as error:
             self.problem(f"{error.where}: {error.what}" if error.where else error.what, error.next or next)
         except Exception as error:
-            self.problem(f"{what}: {_first_line(error)}", next)
+            self.problem(f"{what}: {first_line(error)}", next)
         return None
 
 
@@ -97,11 +97,6 @@ def examine(recipe: Recipe | None, device: str, data_root: str | None, watch: Ca
         )
         result["recipe"] = seen.attempt("the recipe's steps fail", tried, next)
     return {**result, "problems": seen.problems}
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _chosen(name: str, seen: Examination) -> Any:

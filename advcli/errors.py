@@ -21,6 +21,12 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 
+def first_line(error: BaseException) -> str:
+    """Of what others raise: what one line can tell."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class Notice(UserWarning):
     """What a user should know though the work goes on, said where nobody watches; the command line shows it as one line on stderr."""
 

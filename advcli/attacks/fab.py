@@ -101,8 +101,9 @@ def boundary_step(z: Tensor, w: Tensor, offset: Tensor, threat: Threat) -> Tenso
     excess = torch.where(excess.isfinite(), excess, 0.0)  # a network that answers with no number shows no way: no step
     down = (w * excess[:, None]) > 0
     room = torch.where(down, point - threat.bounds[0], threat.bounds[1] - point)
-    speed = (w != 0).to(w) if threat.norm == "linf" else w.abs()
-    rate, aim = w.abs() * speed, excess.abs()
+    slope, aim = w.abs(), excess.abs()
+    speed = (w != 0).to(w) if threat.norm == "linf" else slope
+    rate = slope * speed
     time, before = torch.zeros_like(aim), torch.full_like(aim, -1.0)
     for _ in range(_MEETINGS):
         way = speed * time[:, None]
@@ -110,7 +111,7 @@ def boundary_step(z: Tensor, w: Tensor, offset: Tensor, threat: Threat) -> Tenso
         moves = pace != before  # row by row: the company that a row keeps must not move it by a rounding
         if not bool(moves.any()):
             break
-        reached = (w.abs() * torch.minimum(way, room)).sum(1)
+        reached = (slope * torch.minimum(way, room)).sum(1)
         further = (aim - reached).clamp_min(0.0) / pace.clamp_min(_LEAST)
         time = torch.where(moves & (pace > 0), time + further, time).clamp_max(_LONGEST)
         before = pace

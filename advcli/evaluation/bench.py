@@ -24,9 +24,10 @@ from advcli.attacks import Judge, Pgd, Surrogate
 from advcli.attacks.losses import attack_loss
 from advcli.data import to_float
 from advcli.draws import Draws
-from advcli.errors import UsageError
+from advcli.errors import ResourceError, UsageError
 from advcli.evaluation.engine import evaluate
 from advcli.evaluation.job import Job
+from advcli.evaluation.search import COMPILED, compiling
 from advcli.measures import quartiles
 from advcli.models import frozen
 from advcli.runs.checkpoint import versions
@@ -64,6 +65,8 @@ def run(job: Job, attacks: Sequence[str], rounds: int, device: torch.device, wat
     job.loaded.network.to(device).eval()
     installed = [peer for peer in PEERS if util.find_spec(peer) is not None]
     matches = [match for match in _matches() if match.attack in attacks and match.peer in installed]
+    if any(match.numerics == COMPILED for match in matches) and not _compiles(device, watch):
+        matches = [match for match in matches if match.numerics != COMPILED]
     runs = _runs(job, device)
     seconds, robust = by_turns({name: runs[name] for match in matches for name in (match.ours, match.theirs)}, rounds, watch)
     return {
@@ -80,6 +83,17 @@ def run(job: Job, attacks: Sequence[str], rounds: int, device: torch.device, wat
     }
 
 
+def _compiles(device: torch.device, watch: Callable[[str], None]) -> bool:
+    """Whether there is a compiler that works: better known now than when other rows have run for hours."""
+    try:
+        with compiling():
+            torch.compile(torch.relu)(torch.zeros(1, device=device))
+    except ResourceError as error:
+        watch(f"no row {COMPILED}: {error.what}")
+        return False
+    return True
+
+
 def _row(match: Match, seconds: Seconds, robust: dict[str, list[float]]) -> dict[str, Any]:
     """ratio: theirs over ours, round by round."""
     ours, theirs = (np.array(seconds[name]) for name in (match.ours, match.theirs))
@@ -92,7 +106,7 @@ def _matches() -> list[Match]:
     theirs = "pyautoattack, shipped"
     rows = [
         Match("aa", "pyautoattack", "shipped", "aa, shipped", theirs),
-        Match("aa", "pyautoattack", "compiled", "aa, compiled", theirs),
+        Match("aa", "pyautoattack", COMPILED, "aa, compiled", theirs),
         Match("aa", "pyautoattack", "fp32", "aa, fp32", "pyautoattack, fp32"),
         Match("fast", "pyautoattack", "shipped", "fast, shipped", theirs),
     ]
@@ -103,7 +117,7 @@ def _matches() -> list[Match]:
 def _runs(job: Job, device: torch.device) -> Runs:
     runs: Runs = {
         "aa, shipped": partial(_suite, job, device),
-        "aa, compiled": partial(_suite, replace(job, search="compiled"), device),
+        "aa, compiled": partial(_suite, replace(job, search=COMPILED), device),
         "aa, fp32": partial(_suite, replace(job, search="fp32"), device),
         "fast, shipped": partial(_suite, replace(job, suite="fast"), device),
     }

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from advcli.errors import CheckpointError, ResourceError
+from advcli.errors import CheckpointError, ResourceError, first_line
 from advcli.evaluation.entries import Entry
 from advcli.models import CompiledForward, FastCopy, HeadView, Network, head_of
 from advcli.runs import atomic
@@ -25,7 +25,7 @@ Asked = Literal["auto", "fp32", "folded", "compiled", "bf16"]
 """`fp32`: the network as it is. `folded`: float32 with batch norm folded, channels last. `compiled`: that, and as one compiled graph
 for attacks that ask for no gradient, whose many forwards pay for the compiler. `bf16`: folded in bfloat16. `auto`: measure."""
 
-COMPILED = "compiled"
+COMPILED: Final = "compiled"
 
 SHORT = 1000
 """Passes an image below which `auto` does not look: the probe would cost what it saves."""
@@ -100,8 +100,7 @@ def compiling() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        what = f"forwards are not compiled: {reason[0] if reason else type(error).__name__}"
+        what = f"forwards are not compiled: {first_line(error)}"
         raise ResourceError(what, next="advcli doctor looks for a compiler; --search-precision folded does without") from error
 
 

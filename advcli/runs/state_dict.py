@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from advcli.errors import CheckpointError
+from advcli.errors import CheckpointError, first_line
 
 State = dict[str, Tensor]
 
@@ -51,7 +51,7 @@ def _pickled(path: Path) -> Any:
             what = f"loading this file would run code of its own; it was not loaded. It asks for {', '.join(called)}"
             hint = "where you trust it, load it yourself and save the tensors alone: torch.save(model.state_dict(), 'weights.pt')"
             raise CheckpointError(what, where=str(path), next=hint) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         reason = reason if " " in reason else f"{type(error).__name__} {reason}"
         raise CheckpointError(f"the file is damaged, or nothing that torch.save wrote: {reason[:300]}", where=str(path)) from None
 

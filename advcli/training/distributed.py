@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from advcli import torchrun
-from advcli.errors import AdvcliError, CheckFailedError, InterruptedRunError, LostProcessError
+from advcli.errors import AdvcliError, CheckFailedError, InterruptedRunError, LostProcessError, first_line
 from advcli.gates.whole import processes
 from advcli.training.device import pick_device
 from advcli.training.heartbeat import EVERY, SILENCE, Heartbeat, Show
@@ -52,7 +52,7 @@ def opened(device: str, show: Show, *, every: float = EVERY, silence: float = SI
     except BaseException as error:
         for number in (signal.SIGINT, signal.SIGTERM):  # torchrun's, once another process has left, would cut the message short
             signal.signal(number, signal.SIG_IGN)
-        first = heartbeat is None or heartbeat.stop("" if _is_loss(error) or heartbeat.lost else _line(_told(error, None) or error))
+        first = heartbeat is None or heartbeat.stop("" if _is_loss(error) or heartbeat.lost else first_line(_told(error, None) or error))
         told = _told(error, heartbeat.lost if heartbeat is not None else None)
         if told is None:
             raise
@@ -80,13 +80,9 @@ def _is_loss(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
 def _sentence(error: BaseException) -> str:
     """The first sentence of a failed collective's message, without the place in gloo's source before it."""
-    return str(error).partition("] ")[2].partition(". ")[0] or _line(error)
+    return str(error).partition("] ")[2].partition(". ")[0] or first_line(error)
 
 
 def rank() -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from advcli.attacks import Surrogate
 from advcli.attacks.losses import attack_loss
 from advcli.data import Batch, Moment, batches
-from advcli.errors import UsageError
+from advcli.errors import UsageError, first_line
 from advcli.gates.whole import processes
 from advcli.models import FastCopy, Network, batch_norm_state_kept
 from advcli.objectives import Crafted
@@ -177,8 +177,7 @@ class _Probe:
                 raise
             if processes() > 1:  # the others would wait for this one's part of the loss
                 raise
-            reason = str(error).strip().splitlines()
-            self.notes.append(f"blocks are not compiled: {reason[0] if reason else type(error).__name__}")
+            self.notes.append(f"blocks are not compiled: {first_line(error)}")
             compile_blocks(model, undo=True)
             return False
         self.compile_seconds = round(time.perf_counter() - began, 3)

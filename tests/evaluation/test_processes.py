@@ -36,37 +36,32 @@ RECEIPTS = ("report.json", "ledger/ledger.safetensors", "identity.json")
 EPS = "0.2"
 
 
-class Bereft(Silent):
-    """The second process is killed when the first one is in its second attack, which then works until it hears of that."""
+class InSecondAttack(Silent):
+    """Does something in the second attack, when so many of its images are done."""
 
-    def __init__(self, there: Path) -> None:
-        self.there, self.attacks = there, 0
-
-    def attacking(self, name: str, survivors: int, of: int) -> None:
-        self.attacks += 1
-
-    def advanced(self, done: int, spent: float, left: float) -> None:
-        if self.attacks == 2 and done >= 4:
-            if distributed.rank() == 0:
-                self.there.touch()
-                time.sleep(LIMIT)
-            while not self.there.is_file():
-                time.sleep(0.05)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Stopper(Silent):
-    """Ctrl-C in the second attack, when so many of its images are done."""
-
-    def __init__(self, after: int) -> None:
-        self.after, self.attacks = after, 0
+    def __init__(self, after: int, act: Callable[[], None]) -> None:
+        self.after, self.act, self.attacks = after, act, 0
 
     def attacking(self, name: str, survivors: int, of: int) -> None:
         self.attacks += 1
 
     def advanced(self, done: int, spent: float, left: float) -> None:
         if self.attacks == 2 and done >= self.after:
-            raise KeyboardInterrupt
+            self.act()
+
+
+def leave_alone(there: Path) -> None:
+    """The second process is killed when the first one has come here, which then works until it hears of that."""
+    if distributed.rank() == 0:
+        there.touch()
+        time.sleep(LIMIT)
+    while not there.is_file():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def attacked(path: str, folder: str, stop_after: int = 0, suite: str = "aa", n: int = 41, watcher: Any = None) -> int:
@@ -76,7 +71,7 @@ def attacked(path: str, folder: str, stop_after: int = 0, suite: str = "aa", n: 
             patch.setattr(suites, name, partial(getattr(suites, name), **less))
         images = pick(load_test(Data(name="digits"))[0], n, seed=0)
         work = Job(load_network(Path(path)), images, Threat("linf", float(EPS)), EPS, suite, "native", 0, 8)
-        watcher = watcher or (Stopper(stop_after) if stop_after else Silent())
+        watcher = watcher or (InSecondAttack(stop_after, interrupt) if stop_after else Silent())
         try:
             evaluate(work, Path(folder), watcher, device=torch.device("cpu"), resume=True)
         except InterruptedRunError:
@@ -137,7 +132,7 @@ def test_one_process_goes_on_where_two_stopped(path: str, alone: dict[str, bytes
 
 
 def bereft(path: str, folder: Path) -> None:
-    attacked(path, str(folder / "eval"), watcher=Bereft(folder / "there"))
+    attacked(path, str(folder / "eval"), watcher=InSecondAttack(4, partial(leave_alone, folder / "there")))
 
 
 @pytest.mark.slow
