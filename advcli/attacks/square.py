@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,16 @@ _UNIT = 50  # forwards in one unit of work, at most
 _TINY = 1e-12
 
 
+class _Proposal(NamedTuple):
+    """image (M, C, H, W) proposed as query number query (M,) of rows owner (M,), by squares of side size (M,) and random (M, 5 + C)."""
+
+    image: Tensor
+    owner: Tensor
+    size: Tensor
+    random: Tensor
+    query: Tensor
+
+
 @dataclass(frozen=True)
 class Square(PooledAttack):
     """A start and then `queries` proposals: a square of one colour a channel at a random place (linf), or mass moved between two (l2).
@@ -33,6 +43,8 @@ class Square(PooledAttack):
     Rows that nobody needs look ahead: they ask an example's next queries at once, all made from its best point as it is. The
     first that raises the margin is kept and those after it are thrown away, to be made anew from the new best point, so that
     the example goes the way that it would have gone alone. Few queries raise the margin, so little is thrown away.
+
+    Squares soon are small. Where the surrogate is incremental, queries whose square fits its window cost what the square reaches.
     """
 
     needs_float32: ClassVar[bool] = True  # it keeps what raises the margin by little, which rounding hides: it ends on lower margins
@@ -73,12 +85,26 @@ class Square(PooledAttack):
         propose = propose_linf if self.threat.norm == "linf" else propose_l2
         for _ in range(forwards):
             query = state["step"][owner] + ahead
-            best = state["best"][owner]
-            candidate = propose(self.threat, x, best, sizes[query.clamp_max(self.queries)], random[turn, query - begin[turn]])
+            best, size, numbers = state["best"][owner], sizes[query.clamp_max(self.queries)], random[turn, query - begin[turn]]
+            candidate = propose(self.threat, x, best, size, numbers)
             candidate = torch.where((query > 0)[:, None, None, None], candidate, best)  # the first query is the start
-            with torch.no_grad():
-                now = margin(surrogate(candidate, condition).logits.float(), y)
-            self._account(state, owner, query, candidate, now, threshold)
+            proposal = _Proposal(candidate, owner, size, numbers, query)
+            logits = self._logits(surrogate, condition, state["best"], proposal)
+            self._account(state, owner, query, candidate, margin(logits.float(), y), threshold)
+
+    @torch.no_grad()
+    def _logits(self, surrogate: Surrogate, condition: Condition, bests: Tensor, look: _Proposal) -> Tensor:
+        """(M, K). Where a square fits the surrogate's window, by what it reaches alone: each look's own query decides, not its company."""
+        known = surrogate.incremental
+        if known is None or self.threat.norm != "linf":
+            return surrogate(look.image, condition).logits
+        near = (look.size <= known.side) & (look.query > 0)
+        if not bool(near.any()):
+            return surrogate(look.image, condition).logits
+        known.remember(bests, torch.unique(look.owner[near]))
+        top, left = (_corner(length, look.size, look.random[:, axis]) for axis, length in enumerate(look.image.shape[2:]))
+        logits = surrogate.near(look.image, look.owner, top, left).logits
+        return logits if bool(near.all()) else torch.where(near[:, None], logits, surrogate(look.image, condition).logits)
 
     def _sizes(self, query: Tensor, side: int) -> Tensor:
         """(N,) sides of the squares for query numbers counted from 0; odd and at least 3 for l2, whose pattern has a middle."""

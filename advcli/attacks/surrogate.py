@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advcli.models import ModelOutput
+from advcli.models import IncrementalForward, ModelOutput
 
 Condition = Mapping[str, Tensor]
 """Per-example tensors (N, ...) that a surrogate or a loss reads: `target` (N,) a class, `reference` (N, H, K) clean logits of each head."""
@@ -30,19 +30,34 @@ class Surrogate:
 
     error: how far its margins may be from the judge's where it computes otherwise; a search asks the judge that much earlier.
     repeatable: it answers the same when asked again beside others; what is not may not be asked ahead of its time.
+    incremental: what answers for images with a small window changed, if anything does, with less work.
     """
 
     def __init__(
-        self, trace: Callable[[Tensor], ModelOutput], cost: Cost | None = None, *, error: float = 0.0, repeatable: bool = True
+        self,
+        trace: Callable[[Tensor], ModelOutput],
+        cost: Cost | None = None,
+        *,
+        error: float = 0.0,
+        repeatable: bool = True,
+        incremental: IncrementalForward | None = None,
     ) -> None:
         self._trace = trace
         self.cost = cost if cost is not None else Cost()
         self.error = error
         self.repeatable = repeatable
+        self.incremental = incremental
 
     def __call__(self, x: Tensor, condition: Condition) -> ModelOutput:
         self.cost.forwards += len(x)
         return self._trace(x)
+
+    def near(self, looks: Tensor, owner: Tensor, top: Tensor, left: Tensor) -> ModelOutput:
+        """What `incremental` answers for looks (N, C, H, W): its images of owner (N,), but for the windows at top, left (N,)."""
+        if self.incremental is None:
+            raise ValueError("this surrogate is not incremental")
+        self.cost.forwards += len(looks)
+        return self.incremental.trace(looks, owner, top, left)
 
     def gradient(self, loss: Loss, x: Tensor, y: Tensor, condition: Condition) -> tuple[Tensor, Tensor, ModelOutput]:
         """d loss / d x (N, C, H, W), each example's own; losses (N,) and output at x. No parameter gets a gradient."""

@@ -1,8 +1,8 @@
 """How fast attacks are beside the packages that others use: the same network and images, taking turns, in one process.
 
 `shipped`: both as a user gets them, ours with its probed search and leaving early, theirs with the network as it was loaded.
-`compiled`: the same with ours searching in float32, batch norm folded and Square's forwards compiled. `fp32`: both in eager float32
-on the network as it is, whose weights need no gradient, and PGD with all its steps on all images; only that isolates what the code saves.
+`folded`: the same with ours searching in float32, batch norm folded. `fp32`: both in eager float32 on the network as it is, whose
+weights need no gradient, and PGD with all its steps on all images; only that isolates what the code saves.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from advcli.attacks import Judge, Pgd, Surrogate
 from advcli.attacks.losses import attack_loss
 from advcli.data import to_float
 from advcli.draws import Draws
-from advcli.errors import ResourceError, UsageError
+from advcli.errors import UsageError
 from advcli.evaluation.engine import evaluate
 from advcli.evaluation.job import Job
-from advcli.evaluation.search import COMPILED, compiling
 from advcli.measures import quartiles
 from advcli.models import frozen
 from advcli.runs.checkpoint import versions
 from advcli.training.machine import hardware
 from advcli.training.turns import Seconds, by_turns
 
-Numerics = Literal["shipped", "compiled", "fp32"]
+Numerics = Literal["shipped", "folded", "fp32"]
 BOTH: tuple[Numerics, ...] = ("shipped", "fp32")
 ATTACKS = ("aa", "fast", "pgd-20")
 PEERS = ("pyautoattack", "torchattacks", "foolbox")
@@ -65,8 +64,6 @@ def run(job: Job, attacks: Sequence[str], rounds: int, device: torch.device, wat
     job.loaded.network.to(device).eval()
     installed = [peer for peer in PEERS if util.find_spec(peer) is not None]
     matches = [match for match in _matches() if match.attack in attacks and match.peer in installed]
-    if any(match.numerics == COMPILED for match in matches) and not _compiles(device, watch):
-        matches = [match for match in matches if match.numerics != COMPILED]
     runs = _runs(job, device)
     seconds, robust = by_turns({name: runs[name] for match in matches for name in (match.ours, match.theirs)}, rounds, watch)
     return {
@@ -83,17 +80,6 @@ def run(job: Job, attacks: Sequence[str], rounds: int, device: torch.device, wat
     }
 
 
-def _compiles(device: torch.device, watch: Callable[[str], None]) -> bool:
-    """Whether there is a compiler that works: better known now than when other rows have run for hours."""
-    try:
-        with compiling():
-            torch.compile(torch.relu)(torch.zeros(1, device=device))
-    except ResourceError as error:
-        watch(f"no row {COMPILED}: {error.what}")
-        return False
-    return True
-
-
 def _row(match: Match, seconds: Seconds, robust: dict[str, list[float]]) -> dict[str, Any]:
     """ratio: theirs over ours, round by round."""
     ours, theirs = (np.array(seconds[name]) for name in (match.ours, match.theirs))
@@ -106,7 +92,7 @@ def _matches() -> list[Match]:
     theirs = "pyautoattack, shipped"
     rows = [
         Match("aa", "pyautoattack", "shipped", "aa, shipped", theirs),
-        Match("aa", "pyautoattack", COMPILED, "aa, compiled", theirs),
+        Match("aa", "pyautoattack", "folded", "aa, folded", theirs),
         Match("aa", "pyautoattack", "fp32", "aa, fp32", "pyautoattack, fp32"),
         Match("fast", "pyautoattack", "shipped", "fast, shipped", theirs),
     ]
@@ -117,7 +103,7 @@ def _matches() -> list[Match]:
 def _runs(job: Job, device: torch.device) -> Runs:
     runs: Runs = {
         "aa, shipped": partial(_suite, job, device),
-        "aa, compiled": partial(_suite, replace(job, search=COMPILED), device),
+        "aa, folded": partial(_suite, replace(job, search="folded"), device),
         "aa, fp32": partial(_suite, replace(job, search="fp32"), device),
         "fast, shipped": partial(_suite, replace(job, suite="fast"), device),
     }

@@ -59,7 +59,11 @@ class Run:
         draws = DRAWS if self.traits.random else 1
         self.judge = Judge(self.model, chunk=job.chunk, bound=bound, cost=self.cost, draws=draws)
         self.search = distributed.lead(self._settled)
-        self.followed = {"fp32": self.model, **{name: self._follow(name) for name in self.search.agreements}}
+        copies = [name for name in self.search.agreements if name != search.INCREMENTAL]
+        self.followed = {"fp32": self.model, **{name: self._follow(name) for name in copies}}
+        self.incremental = None
+        if search.INCREMENTAL in self.search.agreements:
+            self.incremental = search.incremental(self.followed["folded"], self.images.images.shape[1:], job.chunk)
         if self.search.is_fast:
             self.entries += (search.audit(self.entries, len(self.images)),)
 
@@ -229,7 +233,10 @@ class Run:
         trace = substituted(model.trace) if passed else model.trace
         if entry.surrogate == "expected":
             return ExpectedSurrogate(trace, self.cost, apart=self.traits.random == "row")
-        return Surrogate(trace, self.cost, error=error, repeatable=self._repeatable)
+        if not self.search.is_incremental(entry):
+            return Surrogate(trace, self.cost, error=error, repeatable=self._repeatable)
+        error = max(error, self.search.error(search.INCREMENTAL))
+        return Surrogate(trace, self.cost, error=error, repeatable=self._repeatable, incremental=self.incremental)
 
     def _passes(self) -> tuple[int, int]:
         return self.cost.forwards, self.cost.backwards

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from advcli.errors import CheckpointError, ResourceError, first_line
 from advcli.evaluation.entries import Entry
-from advcli.models import CompiledForward, FastCopy, HeadView, Network, head_of
+from advcli.models import CompiledForward, FastCopy, HeadView, IncrementalForward, Network, head_of
 from advcli.runs import atomic
 
 Follower = Network | HeadView | CompiledForward
@@ -23,9 +23,15 @@ Follower = Network | HeadView | CompiledForward
 
 Asked = Literal["auto", "fp32", "folded", "compiled", "bf16"]
 """`fp32`: the network as it is. `folded`: float32 with batch norm folded, channels last. `compiled`: that, and as one compiled graph
-for attacks that ask for no gradient, whose many forwards pay for the compiler. `bf16`: folded in bfloat16. `auto`: measure."""
+for attacks that ask for no gradient, whose many forwards pay for the compiler. `bf16`: folded in bfloat16. `auto`: measure.
+
+All but fp32 compute no more than a small square reaches, where an attack's queries change no more, if the network allows that."""
 
 COMPILED: Final = "compiled"
+INCREMENTAL: Final = "incremental"
+_WINDOW = 0.16  # of an image's side: where Square's squares are that small, four fifths of its queries are still to come
+EARLY = 0.2
+"""Share of its queries whose squares are larger."""
 
 SHORT = 1000
 """Passes an image below which `auto` does not look: the probe would cost what it saves."""
@@ -73,6 +79,10 @@ class Search:
             return COMPILED
         return "folded" if getattr(entry.attack, "needs_float32", False) else self.precision
 
+    def is_incremental(self, entry: Entry) -> bool:
+        """Whether an attack may ask about small windows by what they reach."""
+        return INCREMENTAL in self.agreements and self.precision_of(entry) != "fp32" and asks_forwards(entry)
+
     @property
     def is_fast(self) -> bool:
         return self.precision != "fp32"
@@ -92,6 +102,17 @@ def followed(network: Network, head: str, precision: str) -> Follower:
     if precision == COMPILED:
         return CompiledForward(head_of(FastCopy(network, "folded").network, head))
     return head_of(network if precision == "fp32" else FastCopy(network, precision).network, head)  # type: ignore[arg-type]
+
+
+def incremental(folded: Follower, shape: tuple[int, ...], rows: int) -> IncrementalForward | None:
+    """What answers for rows looks at images of a shape (C, H, W) with small windows changed; None where that saves too little."""
+    channels, height, width = shape
+    if not isinstance(folded, (Network, HeadView)):  # what has no parts
+        return None
+    try:
+        return IncrementalForward(folded, (channels, height, width), max(1, int(_WINDOW * min(height, width))), rows)
+    except ValueError:
+        return None
 
 
 @contextmanager

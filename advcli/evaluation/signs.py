@@ -67,9 +67,9 @@ def measure(
     """
     surrogate = Surrogate(trace, cost, repeatable=repeatable)
     clean = _margins(surrogate, sample.images, sample.labels)
-    path, losses = _path(surrogate, threat, sample)
-    wrong, end = path >= 0, path[:, -1] >= 0
     right = clean < 0
+    path, losses = _path(surrogate, threat, sample, right)
+    wrong, end = path >= 0, path[:, -1] >= 0
     still = ~wrong.any(1)
     noise = _noise(surrogate, threat, sample, right)
     flat, saturated = _gradients(surrogate, sample)
@@ -104,12 +104,22 @@ def _step(attack: Pgd, surrogate: Surrogate, state: State) -> tuple[Tensor, Tens
     return margin(output.logits.float(), state["y"]), loss
 
 
-def _path(surrogate: Surrogate, threat: Threat, sample: Sample) -> tuple[Tensor, Tensor]:
-    """Margins and losses (N, STEPS + 1) along PGD on the cross-entropy."""
+def _path(surrogate: Surrogate, threat: Threat, sample: Sample, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Margins and losses (N, STEPS + 1) along PGD on the cross-entropy.
+
+    Images that are wrong from the start, ~right (N,) bool, are asked only whether ascent repairs them: they stop after few steps.
+    """
     attack = Pgd(threat, attack_loss("ce"), STEPS, threat.eps / 10)
-    state = _begin(attack, sample)
-    margins, losses = zip(*(_step(attack, surrogate, state) for _ in range(STEPS + 1)), strict=True)
-    return torch.stack(margins, 1), torch.stack(losses, 1)
+    state = _begin(attack, sample) | {"row": torch.arange(len(right), device=right.device)}
+    margins, losses = (sample.images.new_zeros(len(right), STEPS + 1) for _ in range(2))
+    for step in range(STEPS + 1):
+        for values, now in zip((margins, losses), _step(attack, surrogate, state), strict=True):
+            values[state["row"], step:] = now[:, None]
+        if step == _EARLY and surrogate.repeatable:
+            state = pick_rows(state, right)
+        if not len(state["row"]):
+            break
+    return margins, losses
 
 
 def _unbounded(surrogate: Surrogate, threat: Threat, sample: Sample) -> Tensor:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from advcli.attacks import Cost, Judge, Pgd, Square, Surrogate, Threat
 from advcli.attacks.losses import attack_loss, margin
-from advcli.attacks.pool import Task, stream
+from advcli.attacks.pool import Attempt, Task, stream
 from advcli.attacks.square import _pattern, _placed_patterns, _window, propose_l2, propose_linf
 from advcli.attacks.surrogate import Condition
 from advcli.draws import Draws
-from advcli.models import ModelOutput
+from advcli.models import IncrementalForward, ModelOutput, Network
 
 THREATS = {"linf": Threat("linf", 0.1), "l2": Threat("l2", 0.7)}
 PROPOSE = {"linf": propose_linf, "l2": propose_l2}
@@ -253,6 +253,42 @@ def test_looking_ahead_goes_the_way_of_one_query_after_another(norm: str, thresh
         if threshold == torch.inf:
             assert (wasted > 0) == (n % CHUNK > 0)
             assert cost.forwards <= useful + wasted + 3 * CHUNK  # no row idles, but for the last queries
+
+
+class Exact(Network):
+    """Whole numbers for weights: float32 makes no rounding error on images in eighths, so equal sums are equal bits."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, 4)
+        self.stem, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, 2, padding=1)
+        self.block_names = ("stem", "last")
+        generator = torch.Generator().manual_seed(2)
+        for parameter in self.parameters():
+            parameter.data = torch.randint(-1, 2, parameter.shape, generator=generator).float()
+        self.requires_grad_(False).eval()
+
+    def run_block(self, name: str, x: Tensor) -> Tensor:
+        return torch.relu(super().run_block(name, x))
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 11])
+def test_what_small_squares_reach_decides_like_the_whole(n: int) -> None:
+    """The same points, by the same queries, at the same cost; and the whole network is passed for large squares alone."""
+    network, attack = Exact(), Square(Threat("linf", 0.125), queries=400)
+    x = torch.randint(1, 8, (n, 3, 16, 16), generator=torch.Generator().manual_seed(0)) / 8
+    job = Task(lambda rows: x[rows], network(x).argmax(1), Draws(0, torch.arange(n), "test"), {})
+    known, ways, passed = IncrementalForward(network, (3, 16, 16), 5, CHUNK), list[list[Attempt]](), list[int]()
+    for incremental in (None, known):
+        surrogate = Surrogate(lambda images: (passed.append(len(ways)), network.trace(images))[1], incremental=incremental)
+        ways.append(list(stream(attack, surrogate, Judge(network, chunk=CHUNK), job)))
+    for one, other in zip(*ways, strict=True):
+        assert torch.equal(one.positions, other.positions)
+        assert all(torch.equal(a, b) for a, b in zip(one.found, other.found, strict=True))
+        assert torch.equal(one.forwards, other.forwards)
+    assert int((attack._sizes(torch.arange(400), 16) > known.side).sum()) == 201
+    whole, part = passed.count(0), passed.count(1)
+    assert bool((~torch.cat([a.found.broken for a in ways[0]])).any()), "somebody is asked to the end"
+    assert 0.45 * whole <= part <= 0.7 * whole
 
 
 @each_norm

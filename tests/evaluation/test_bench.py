@@ -75,18 +75,6 @@ def test_both_of_our_pgds_find_what_the_other_finds(job: Any) -> None:
     assert bench._pgd(job, True) == bench._pgd(job, False)
 
 
-def test_without_a_compiler_the_other_rows_run(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.util, "find_spec", lambda name: name == "pyautoattack" or None)
-    monkeypatch.setattr(bench, "_runs", lambda *rest: {name: lambda: 0.5 for m in bench._matches() for name in (m.ours, m.theirs)})
-    said: list[str] = []
-    kinds = {True: ["shipped", "compiled", "fp32"], False: ["shipped", "fp32"]}
-    for works, expected in kinds.items():
-        compiler = MagicMock(side_effect=None if works else RuntimeError("no g++ here\nand more"))
-        monkeypatch.setattr(torch, "compile", compiler)
-        assert [row["numerics"] for row in bench.run(job, ("aa",), 1, CPU, said.append)["rows"]] == expected
-    assert "no row compiled: forwards are not compiled: no g++ here" in said
-
-
 def test_ratios_are_taken_round_by_round() -> None:
     match = bench.Match("aa", "pyautoattack", "shipped", "ours", "theirs")
     row = bench._row(match, {"ours": [1.0, 2.0, 4.0], "theirs": [3.0, 4.0, 4.0]}, {"ours": [0.5] * 3, "theirs": [0.6] * 3})

@@ -86,7 +86,8 @@ def test_the_measurement_of_an_epoch_is_the_same(checkpoint: Path, on_disk: Call
     network, split = load_network(checkpoint).network, digits(300)
     results = [measure(network, s, Threat("linf", 0.1), steps=2, seed=0, stop=lambda: False) for s in (split, on_disk(split))]
     assert results[0] == results[1]
-    assert asked == [150, 150]
+    assert sum(asked) == 300
+    assert max(asked) < 300
 
 
 def test_the_first_look_is_the_same(checkpoint: Path, on_disk: Callable[[Split], Split], asked: list[int]) -> None:

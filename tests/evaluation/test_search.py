@@ -24,9 +24,9 @@ from advcli.evaluation.candidates import Probe, agreement
 from advcli.evaluation.engine import evaluate
 from advcli.evaluation.job import Job, pick
 from advcli.evaluation.masking import flags
-from advcli.evaluation.search import COMPILED, Agreement, Search
+from advcli.evaluation.search import COMPILED, INCREMENTAL, Agreement, Search
 from advcli.evaluation.session import Options
-from advcli.models import Architecture, CompiledForward, FastCopy, Network, build
+from advcli.models import Architecture, CompiledForward, FastCopy, IncrementalForward, Network, build, incremental
 from advcli.recipe.schema import Data, ReverseAttention
 from advcli.runs.checkpoint import load_network
 from advcli.runs.ledger import Arrays, Ledger
@@ -135,7 +135,8 @@ def test_a_stopped_run_goes_on_with_the_stored_decision(
     path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     """Never measured again, although the clock would now say otherwise; to the byte what a run in one go gives."""
-    monkeypatch.setattr(Probe, "_seconds", lambda *rest, **more: {"fp32": 3e-6, "folded": 2e-6, "bf16": 1e-6})
+    seconds = {"fp32": 3e-6, "folded": 2e-6, "bf16": 1e-6, INCREMENTAL: 1e-6}
+    monkeypatch.setattr(Probe, "_seconds", lambda self, models, *rest, **more: {name: seconds[name] for name in models})
     monkeypatch.setattr(search, "_SPREAD", 1.0)
     result(job(path, "auto"), tmp_path / "whole", silent)
     calls = []
@@ -262,6 +263,7 @@ def test_forwards_are_compiled_where_that_pays_and_agrees(
 
     monkeypatch.setattr(search, "CompiledForward", compiled)
     seconds = {"fp32": 3.0, "folded": 1.0, "bf16": 1.0, COMPILED: second}
+    monkeypatch.setattr(incremental, "_SAVES", 1.0)
     monkeypatch.setattr(Probe, "_seconds", lambda self, models, *rest, **more: {name: seconds[name] for name in models})
     settled = asking(probe, forwards).measure("auto")
     assert (settled.precision, COMPILED in settled.agreements) == ("folded", taken)
@@ -276,6 +278,67 @@ def test_forwards_are_compiled_where_that_pays_and_agrees(
     assert set(asking(probe, forwards).measure("folded").agreements) == {"folded"}
     asked = asking(probe, forwards).measure(COMPILED)
     assert (asked.precision, set(asked.agreements)) == ("folded", {"folded", COMPILED})
+
+
+@pytest.fixture
+def small_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Squares of half a side are small enough, and whatever saves something saves enough."""
+    monkeypatch.setattr(search, "_WINDOW", 0.5)
+    monkeypatch.setattr(incremental, "_SAVES", 0.0)
+
+
+@pytest.mark.usefixtures("small_squares")
+@pytest.mark.parametrize(
+    ("norm", "forwards", "second", "error", "taken"),
+    [
+        ("linf", 10, 0.5, 0.0, True),
+        ("linf", 10, 0.95, 0.0, False),
+        ("linf", 10, 0.5, 0.01, False),
+        ("linf", 0, 0.5, 0.0, False),
+        ("l2", 10, 0.5, 0.0, False),
+    ],
+    ids=["quick", "slow", "wrong", "unasked", "l2"],
+)
+def test_small_squares_are_looked_at_alone_where_that_pays_and_agrees(
+    probe: Asked, monkeypatch: pytest.MonkeyPatch, norm: Any, forwards: int, second: float, error: float, taken: bool
+) -> None:
+    trace = IncrementalForward.trace
+
+    def erring(self: IncrementalForward, *looks: Tensor) -> Any:
+        output = trace(self, *looks)
+        return output._replace(logits=output.logits + error * torch.eye(10)[0])
+
+    monkeypatch.setattr(IncrementalForward, "trace", erring)
+    seconds = {"fp32": 3.0, "folded": 1.0, "bf16": 1.0, INCREMENTAL: second}
+    monkeypatch.setattr(Probe, "_seconds", lambda self, models, *rest, **more: {name: seconds[name] for name in models})
+    asked = replace(asking(probe, forwards), threat=Threat(norm, 0.1))
+    settled = asked.measure("auto")
+    assert (INCREMENTAL in settled.agreements) == taken
+    if taken:
+        assert settled.seconds.items() >= {"folded forward": 1.0, "incremental forward": 0.5}.items()
+        assert 0 < settled.error(INCREMENTAL) < 1e-3
+    entries = {entry.name: entry for entry in suites.suite("aa").entries(Threat("linf", 0.1), 10)}
+    assert [name for name, entry in entries.items() if settled.is_incremental(entry)] == ["square"] * taken
+    assert not settled.is_incremental(search.audit((entries["square"],), 10))
+    monkeypatch.setattr(Probe, "_seconds", lambda *rest, **more: pytest.fail("what is asked for by name is not left to the clock"))
+    assert (INCREMENTAL in asked.measure("folded").agreements) == (norm == "linf" and forwards > 0 and not error)
+
+
+def test_what_small_squares_are_asked_for_is_not_compiled_for(probe: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four fifths of the queries ask no more for whole images, so the compiler pays later."""
+    seconds = {"fp32": 3.0, "folded": 16.0, "bf16": 16.0, COMPILED: 4.0}
+    monkeypatch.setattr(search, "CompiledForward", Interpreted)
+    monkeypatch.setattr(Probe, "_seconds", lambda self, models, *rest, **more: {name: seconds[name] for name in models})
+    one = Agreement(0.0, 1.0, None)
+    for agreements, forwards, compiled in (
+        ({}, 119, False),
+        ({}, 121, True),
+        ({INCREMENTAL: one}, 599, False),
+        ({INCREMENTAL: one}, 601, True),
+    ):
+        settled = Search("auto", "folded", agreements, {})
+        network, _, x, _ = probe
+        assert (COMPILED in asking(probe, forwards)._with_compiled(settled, network, [x]).agreements) == compiled
 
 
 def test_a_compiler_that_fails_costs_one_line(probe: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +372,29 @@ def test_a_compiled_search_goes_the_way_of_the_copy_and_on_after_a_stop(
     monkeypatch.setattr(search, "CompiledForward", MagicMock(side_effect=RuntimeError("no compiler on this machine")))
     with pytest.raises(ResourceError, match="no compiler on this machine"):
         result(job(path, COMPILED), tmp_path / "moved", silent, resume=True)
+
+
+@pytest.mark.usefixtures("short", "small_squares")
+def test_small_squares_go_the_same_way_in_any_company_and_on_after_a_stop(
+    path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, trace = list[int](), IncrementalForward.trace
+    monkeypatch.setattr(IncrementalForward, "trace", lambda self, looks, *rest: (asked.append(len(looks)), trace(self, looks, *rest))[1])
+    folder = tmp_path / "whole"
+    whole, report = result(job(path, "folded"), folder, silent)
+    assert set(asked) == {16}
+    assert report["search"]["precision"] == "folded"
+    stop_in_square(silent, job(path, "folded"), tmp_path / "stopped")
+    result(job(path, "folded"), tmp_path / "stopped", silent, resume=True)
+    assert receipts(tmp_path / "stopped") == receipts(folder)
+    work = job(path, "folded")
+    turned, _ = result(replace(work, images=work.images.take(torch.arange(N).flip(0))), tmp_path / "turned", silent)
+    order = {index: place for place, index in enumerate(turned["index"].tolist())}
+    places = [order[index] for index in whole["index"].tolist()]
+    for name in ("broken.square", "margin.square", "forwards.square"):
+        assert np.array_equal(turned[name][places], whole[name], equal_nan=name.startswith("margin")), name
+    plain, _ = result(job(path, "fp32"), tmp_path / "fp32", silent)
+    assert abs(int(robust(whole).sum()) - int(robust(plain).sum())) <= 1
 
 
 def stop_in_square(silent: Any, work: Job, folder: Path) -> None:

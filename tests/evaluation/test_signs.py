@@ -12,10 +12,11 @@ from torch import Tensor
 from advcli.attacks import Cost, Threat
 from advcli.data import load_test, to_float
 from advcli.draws import Draws
+from advcli.evaluation import signs
 from advcli.evaluation.active import IMAGES, POINTS, active_test
 from advcli.evaluation.job import pick
 from advcli.evaluation.masking import CHECKS, flags, raised
-from advcli.evaluation.signs import Sample, measure
+from advcli.evaluation.signs import STEPS, Sample, measure
 from advcli.models import ModelOutput, frozen
 from advcli.recipe.schema import Data
 from advcli.runs.checkpoint import load_network
@@ -96,6 +97,30 @@ def test_a_gradient_that_points_the_wrong_way(honest: Trace, sample: Sample) -> 
     second = sample._replace(labels=torch.where(torch.arange(64) % 2 == 0, likely, sample.labels))
     assert "robust-above-clean" in names(lambda x: honest(Reversed.apply(x)), second, threat=wide)
     assert "robust-above-clean" not in names(honest, second, threat=wide)
+
+
+def test_images_that_are_wrong_anyway_are_followed_for_a_few_steps_alone(
+    honest: Trace, sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no say in any other probe, whose answers are what they were; and who is right from the start walks to the end."""
+    likely = honest(sample.images).logits.topk(2, 1).indices[:, 1]
+    second = sample._replace(labels=torch.where(torch.arange(64) % 2 == 0, likely, sample.labels))
+    right = honest(second.images).logits.argmax(1) == second.labels
+    costs, found, seen = [Cost(), Cost()], list[dict[str, tuple[Tensor, Tensor]]](), list[tuple[Tensor, Tensor]]()
+    path = signs._path
+    monkeypatch.setattr(signs, "_path", lambda surrogate, *rest: (seen.append(path(surrogate, *rest)), seen[-1])[1])
+    monkeypatch.setattr(signs, "active_test", lambda *rest, **more: (~right, ~right))
+    for repeatable, cost in zip((True, False), costs, strict=True):
+        found.append(measure(honest, THREAT, second, 0, cost, repeatable=repeatable))
+    assert found[0].keys() == found[1].keys()
+    for name in found[0].keys() - {"robust-above-clean"}:
+        assert all(torch.equal(a, b) for a, b in zip(found[0][name], found[1][name], strict=True)), name
+    (margins, losses), (all_margins, all_losses) = seen
+    assert torch.equal(margins[right] >= 0, all_margins[right] >= 0)
+    torch.testing.assert_close(losses[right], all_losses[right], rtol=1e-3, atol=1e-4)
+    assert torch.equal(margins[~right, 10:], margins[~right, 10:11].expand(-1, STEPS - 9))
+    saved = int((~right).sum()) * (STEPS - 10)
+    assert costs[1].backwards - costs[0].backwards >= saved > 0
 
 
 def test_a_random_network_that_hides_nothing_raises_nothing(honest: Trace, sample: Sample) -> None:
