@@ -30,6 +30,7 @@ All but fp32 compute no more than a small square reaches, where an attack's quer
 COMPILED: Final = "compiled"
 INCREMENTAL: Final = "incremental"
 _WINDOW = 0.16  # of an image's side: where Square's squares are that small, four fifths of its queries are still to come
+_LEAST = 2e8  # multiplications that must be spared in a pass of all rows: what cutting windows out takes costs as much on a CPU
 EARLY = 0.2
 """Share of its queries whose squares are larger."""
 
@@ -105,14 +106,15 @@ def followed(network: Network, head: str, precision: str) -> Follower:
 
 
 def incremental(folded: Follower, shape: tuple[int, ...], rows: int) -> IncrementalForward | None:
-    """What answers for rows looks at images of a shape (C, H, W) with small windows changed; None where that saves too little."""
+    """What answers for rows looks at images of a shape (C, H, W) with small windows changed; None where that spares too little."""
     channels, height, width = shape
     if not isinstance(folded, (Network, HeadView)):  # what has no parts
         return None
     try:
-        return IncrementalForward(folded, (channels, height, width), max(1, int(_WINDOW * min(height, width))), rows)
+        small = IncrementalForward(folded, (channels, height, width), max(1, int(_WINDOW * min(height, width))), rows)
     except ValueError:
         return None
+    return small if small.spared * rows >= _LEAST else None
 
 
 @contextmanager

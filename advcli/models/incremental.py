@@ -32,8 +32,8 @@ _ROWS = 32  # of which one is remembered anew at a time; more of more
 class IncrementalForward:
     """Remembers rows images (rows, C, H, W) and answers for as many looks, each one of them but for a window of side pixels.
 
-    model: a frozen network in eval mode, float32, which nobody changes. blocks: how many of its first run on windows. saved: the
-    share of its multiplications that this saves. ValueError where that is too little.
+    model: a frozen network in eval mode, float32, which nobody changes. blocks: how many of its first run on windows. spared: the
+    multiplications that this saves of a pass; saved: their share. ValueError where that is too little.
     """
 
     def __init__(self, model: Network | HeadView, shape: tuple[int, int, int], side: int, rows: int) -> None:
@@ -41,7 +41,8 @@ class IncrementalForward:
         self._network = model.network if isinstance(model, HeadView) else model
         example = self._network.linear.weight.new_zeros(1, *shape)
         self._axes = tuple(_Axis(torch.arange(length - side + 1, device=example.device), side) for length in shape[1:])
-        self.blocks, self.saved = self._worth(example)
+        self.blocks, self.spared = self._worth(example)
+        self.saved = self.spared / _multiplications(self._network, example)
         if self.saved < _SAVES:
             raise ValueError(f"windows of {side} pixels save {100 * self.saved:.0f} % of the work")
         plan = _Plan()
@@ -78,9 +79,9 @@ class IncrementalForward:
         _through(self._network, self.blocks, start).end()
 
     @torch.no_grad()
-    def _worth(self, example: Tensor) -> tuple[int, float]:
-        """How many blocks to run on windows, and the share of all multiplications that this saves."""
-        network, plan, blocks, saved = self._network, _Plan(), 0, 0
+    def _worth(self, example: Tensor) -> tuple[int, int]:
+        """How many blocks to run on windows, and the multiplications that this saves."""
+        network, plan, blocks, spared = self._network, _Plan(), 0, 0
         value: Any = _Whole(network.normalized(example), self._axes, plan)
         for number, name in enumerate(network.block_names, 1):
             whole, windowed = plan.whole, plan.windowed
@@ -90,8 +91,8 @@ class IncrementalForward:
                 break
             if name in network.gate_sites or plan.windowed - windowed > _WORTH * (plan.whole - whole):
                 break
-            blocks, saved = number, plan.whole - plan.windowed
-        return blocks, saved / _multiplications(network, example)
+            blocks, spared = number, plan.whole - plan.windowed
+        return blocks, spared
 
 
 class _Map(NamedTuple):
@@ -350,6 +351,7 @@ def _through(network: Network, blocks: int, value: Any) -> Any:
     return value
 
 
+@torch.no_grad()
 def _multiplications(network: Network, example: Tensor) -> int:
     """Of a pass of the example (1, C, H, W), in convolutions and linear layers."""
     count = 0

@@ -263,7 +263,6 @@ def test_forwards_are_compiled_where_that_pays_and_agrees(
 
     monkeypatch.setattr(search, "CompiledForward", compiled)
     seconds = {"fp32": 3.0, "folded": 1.0, "bf16": 1.0, COMPILED: second}
-    monkeypatch.setattr(incremental, "_SAVES", 1.0)
     monkeypatch.setattr(Probe, "_seconds", lambda self, models, *rest, **more: {name: seconds[name] for name in models})
     settled = asking(probe, forwards).measure("auto")
     assert (settled.precision, COMPILED in settled.agreements) == ("folded", taken)
@@ -284,6 +283,7 @@ def test_forwards_are_compiled_where_that_pays_and_agrees(
 def small_squares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Squares of half a side are small enough, and whatever saves something saves enough."""
     monkeypatch.setattr(search, "_WINDOW", 0.5)
+    monkeypatch.setattr(search, "_LEAST", 0)
     monkeypatch.setattr(incremental, "_SAVES", 0.0)
 
 
@@ -322,6 +322,17 @@ def test_small_squares_are_looked_at_alone_where_that_pays_and_agrees(
     assert not settled.is_incremental(search.audit((entries["square"],), 10))
     monkeypatch.setattr(Probe, "_seconds", lambda *rest, **more: pytest.fail("what is asked for by name is not left to the clock"))
     assert (INCREMENTAL in asked.measure("folded").agreements) == (norm == "linf" and forwards > 0 and not error)
+
+
+def test_small_squares_must_spare_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = FastCopy(build(Architecture("resnet18", 0.0625, 5, 3, 32), 0).eval(), "folded").network
+    small = search.incremental(network, (3, 32, 32), 16)
+    assert small is None
+    monkeypatch.setattr(search, "_LEAST", 1e6)
+    assert (small := search.incremental(network, (3, 32, 32), 16)) is not None
+    assert (small.side, small.spared * 16 >= 1e6) == (5, True)
+    assert search.incremental(network, (3, 32, 32), 0) is None
+    assert search.incremental(CompiledForward(network), (3, 32, 32), 16) is None
 
 
 def test_what_small_squares_are_asked_for_is_not_compiled_for(probe: Asked, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,6 +189,7 @@ def test_the_saving_is_that_of_the_pixels_that_are_reached() -> None:
         rows, columns = ((x != y).any(1)[0].any(axis) for axis in (1, 0))
         weight = layer.weight.numel()  # type: ignore[union-attr, operator]
         moved, whole = moved + weight * int(rows.sum()) * int(columns.sum()), whole + weight * x[0, 0].numel()
+    assert known.spared == whole - moved
     assert known.saved == pytest.approx((whole - moved) / (whole + made.linear.weight.numel()), abs=1e-12)
 
 
