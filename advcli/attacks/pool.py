@@ -80,6 +80,14 @@ class PooledAttack:
         """
         return chunk * math.ceil(images * self.runs / chunk) * self.passes / self.runs
 
+    def phases(self, surrogate: Surrogate, side: int) -> list[tuple[int, int]]:
+        """(first step, passes): parts of an image's work that take different times a pass, in images of that side."""
+        return [(0, self.passes)]
+
+    def come_to(self, state: State, step: int) -> None:
+        """Make a fresh state like one at that step, as far as the clock can tell."""
+        state["step"] = torch.full_like(state["step"], step)
+
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:
         """The state of fresh rows; draws already has each row's run as its counter."""
         raise NotImplementedError

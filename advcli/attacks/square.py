@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +21,6 @@ _SHRINK_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries afte
 _BLOCK = 50  # queries whose draws are made together
 _UNIT = 50  # forwards in one unit of work, at most
 _TINY = 1e-12
-
-
-class _Proposal(NamedTuple):
-    """image (M, C, H, W) proposed as query number query (M,) of rows owner (M,), by squares of side size (M,) and random (M, 5 + C)."""
-
-    image: Tensor
-    owner: Tensor
-    size: Tensor
-    random: Tensor
-    query: Tensor
 
 
 @dataclass(frozen=True)
@@ -74,11 +64,17 @@ class Square(PooledAttack):
         live = torch.nonzero(~state["hit"] & ~state["over"])[:, 0]
         if not len(live):
             return
+        small = self._first_small(surrogate, min(state["x"].shape[2:]))
+        low, high = (int(step) for step in torch.aminmax(state["step"][live]))
+        near, end = low >= small, small if low < small else self.queries + 1  # one kind of forward at a time
+        if low < small <= high:  # those with small squares wait for the others
+            live = live[state["step"][live] < small]
+            high = int(state["step"][live].max())
         active = live if surrogate.repeatable else look
         turn, ahead = look % len(active), look // len(active)
         owner, most = active[turn], -(-len(look) // len(active))  # whose look it is; looks of one row in one forward
         x, y, condition = state["x"][owner], state["y"][owner], {key: value[owner] for key, value in given(state).items()}
-        forwards = min(_UNIT, -(-int(self.queries + 1 - state["step"][live].max()) // most))  # whoever is done makes room
+        forwards = min(_UNIT, -(-(end - high) // most))  # whoever is done makes room
         begin = state["step"][active] // _BLOCK * _BLOCK
         random = _draw(draws.sub("squares").select(active), begin, forwards * most, 5 + x.shape[1])
         sizes = self._sizes(torch.arange(self.queries + 1, device=x.device) - 1, min(x.shape[2:]))
@@ -88,23 +84,30 @@ class Square(PooledAttack):
             best, size, numbers = state["best"][owner], sizes[query.clamp_max(self.queries)], random[turn, query - begin[turn]]
             candidate = propose(self.threat, x, best, size, numbers)
             candidate = torch.where((query > 0)[:, None, None, None], candidate, best)  # the first query is the start
-            proposal = _Proposal(candidate, owner, size, numbers, query)
-            logits = self._logits(surrogate, condition, state["best"], proposal)
-            self._account(state, owner, query, candidate, margin(logits.float(), y), threshold)
+            with torch.no_grad():
+                if near:
+                    corner = (_corner(length, size, numbers[:, axis]) for axis, length in enumerate(x.shape[2:]))
+                    output = surrogate.near(state["best"], owner, candidate, *corner)
+                else:
+                    output = surrogate(candidate, condition)
+            self._account(state, owner, query, candidate, margin(output.logits.float(), y), threshold, end)
 
-    @torch.no_grad()
-    def _logits(self, surrogate: Surrogate, condition: Condition, bests: Tensor, look: _Proposal) -> Tensor:
-        """(M, K). Where a square fits the surrogate's window, by what it reaches alone: each look's own query decides, not its company."""
-        known = surrogate.incremental
-        if known is None or self.threat.norm != "linf":
-            return surrogate(look.image, condition).logits
-        near = (look.size <= known.side) & (look.query > 0)
-        if not bool(near.any()):
-            return surrogate(look.image, condition).logits
-        known.remember(bests, torch.unique(look.owner[near]))
-        top, left = (_corner(length, look.size, look.random[:, axis]) for axis, length in enumerate(look.image.shape[2:]))
-        logits = surrogate.near(look.image, look.owner, top, left).logits
-        return logits if bool(near.all()) else torch.where(near[:, None], logits, surrogate(look.image, condition).logits)
+    def phases(self, surrogate: Surrogate, side: int) -> list[tuple[int, int]]:
+        small = self._first_small(surrogate, side)
+        return [(0, small), (small, self.queries + 1 - small)] if small <= self.queries else [(0, small)]
+
+    def come_to(self, state: State, step: int) -> None:
+        super().come_to(state, step)
+        if step:
+            state["best_margin"] = torch.full_like(state["best_margin"], torch.inf)  # few queries raise it then
+
+    def _first_small(self, surrogate: Surrogate, side: int) -> int:
+        """The query from which on squares fit the surrogate's window, in images of that side; the number of all where it has none."""
+        return self.queries + 1 - (self.small_queries(side, surrogate.incremental.side) if surrogate.incremental else 0)
+
+    def small_queries(self, side: int, window: int) -> int:
+        """How many queries change no more of an image of that side than a window."""
+        return int((self._sizes(torch.arange(self.queries), side) <= window).sum()) if self.threat.norm == "linf" else 0
 
     def _sizes(self, query: Tensor, side: int) -> Tensor:
         """(N,) sides of the squares for query numbers counted from 0; odd and at least 3 for l2, whose pattern has a middle."""
@@ -121,13 +124,14 @@ class Square(PooledAttack):
         s["over"] = s["over"] | (s["step"] > self.queries)
         s["excused"] = torch.zeros_like(s["excused"])
 
-    def _account(self, s: State, owner: Tensor, query: Tensor, candidate: Tensor, now: Tensor, threshold: float) -> None:
+    def _account(self, s: State, owner: Tensor, query: Tensor, candidate: Tensor, now: Tensor, threshold: float, end: int) -> None:
         """Keep each row's first look that raises its margin; rows that have fooled the surrogate, or are out of queries, stand still.
 
-        Look i was at candidate[i], with the margin now[i], for query[i] of row owner[i]; a row's queries come in their order.
+        Look i was at candidate[i], with the margin now[i], for query[i] of row owner[i]; a row's queries come in their order. Queries
+        from end on were not asked.
         """
         look, none = torch.arange(len(owner), device=owner.device), len(owner)
-        asked = ~(s["hit"] | s["over"])[owner] & (query <= self.queries)
+        asked = ~(s["hit"] | s["over"])[owner] & (query < end)
         raising = torch.where(asked & (now > s["best_margin"][owner]), look, none)
         first = torch.full_like(s["step"], none).scatter_reduce(0, owner, raising, "amin")
         used = asked & (look <= first[owner])

@@ -52,11 +52,12 @@ class Surrogate:
         self.cost.forwards += len(x)
         return self._trace(x)
 
-    def near(self, looks: Tensor, owner: Tensor, top: Tensor, left: Tensor) -> ModelOutput:
-        """What `incremental` answers for looks (N, C, H, W): its images of owner (N,), but for the windows at top, left (N,)."""
+    def near(self, images: Tensor, owner: Tensor, looks: Tensor, top: Tensor, left: Tensor) -> ModelOutput:
+        """The output at looks (N, C, H, W), each of images (N, C, H, W) the one at owner (N,), but for a window at top, left (N,)."""
         if self.incremental is None:
             raise ValueError("this surrogate is not incremental")
         self.cost.forwards += len(looks)
+        self.incremental.remember(images, torch.zeros(len(images), dtype=torch.bool, device=images.device).index_fill(0, owner, True))
         return self.incremental.trace(looks, owner, top, left)
 
     def gradient(self, loss: Loss, x: Tensor, y: Tensor, condition: Condition) -> tuple[Tensor, Tensor, ModelOutput]:

@@ -17,7 +17,7 @@ from advcli.attacks.losses import attack_loss
 from advcli.attacks.pgd import ascend
 from advcli.draws import Draws
 from advcli.errors import ResourceError
-from advcli.evaluation.search import COMPILED, EARLY, INCREMENTAL, Agreement, Follower, Search, compiling, followed, incremental
+from advcli.evaluation.search import COMPILED, INCREMENTAL, Agreement, Follower, Search, compiling, followed, incremental
 from advcli.models import IncrementalForward, ModelOutput, Network
 from advcli.training.turns import by_turns
 
@@ -46,7 +46,7 @@ class _ThroughWindows:
         reach = torch.arange(side, device=x.device)
         window = (rows[:, None, None], slice(None), (top[:, None] + reach)[:, :, None], (left[:, None] + reach)[:, None, :])
         before[window] = 1 - before[window]
-        self.small.remember(before, rows)
+        self.small.remember(before, torch.ones_like(rows, dtype=torch.bool))
         return self.small.trace(x, rows, top, left)
 
 
@@ -54,7 +54,8 @@ class _ThroughWindows:
 class Probe:
     """What candidates are measured on: images (N, C, H, W), labels (N,), draws of all. network's head is what judge judges.
 
-    forwards: of images that attacks without gradients will ask for at most. noted: hears what cannot be had.
+    forwards: that attacks without gradients will ask for at most, of one image each; small: those of them that change a small square
+    of an image that was asked about before. noted: hears what cannot be had.
     """
 
     network: Network
@@ -65,6 +66,7 @@ class Probe:
     labels: Tensor
     draws: Draws
     forwards: int
+    small: int
     noted: Callable[[str], None]
 
     def measure(self, asked: str) -> Search:
@@ -101,7 +103,7 @@ class Probe:
 
         What it costs beside multiplications was counted on CPUs, so elsewhere it is the clock's to say.
         """
-        if not self.forwards or self.threat.norm != "linf" or (search.asked != "auto" and self.images.device.type != "cpu"):
+        if not self.small or (search.asked != "auto" and self.images.device.type != "cpu"):
             return search
         small = incremental(folded, tuple(self.images.shape[1:]), self.judge.chunk)
         if small is None:
@@ -111,7 +113,7 @@ class Probe:
     def _with_compiled(self, search: Search, folded: Follower, points: Sequence[Tensor]) -> Search:
         """The search, with attacks that ask for no gradient on a compiled copy, where they ask for much and it is quicker and agrees."""
         alone = self._seconds({"folded": folded}, _answers, rounds=1)["folded"]
-        whole = self.forwards * (EARLY if INCREMENTAL in search.agreements else 1.0)
+        whole = self.forwards - (self.small if INCREMENTAL in search.agreements else 0)
         if whole * alone / self.judge.chunk < _LONG:
             return search
         try:

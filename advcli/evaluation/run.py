@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advcli.attacks import Cost, Judge, Surrogate, measure_bound
+from advcli.attacks import Cost, Judge, Square, Surrogate, measure_bound
 from advcli.attacks.expectation import DRAWS, ExpectedSurrogate, seeded
 from advcli.attacks.pool import Attempt, PooledAttack, Task, stream
 from advcli.attacks.substitute import substituted
@@ -87,9 +87,12 @@ class Run:
         images, labels, draws = to_float(part.images[:]), part.labels, Draws(job.seed, part.index, "attack/probe")
         with frozen(self.model):
             begun, folder = bool(self.ledger.shards()), self.ledger.directory.parent
-            asked = [entry.attack.passes for entry in self.entries if search.asks_forwards(entry) and self._repeatable]
+            asked = [entry.attack for entry in self.entries if search.asks_forwards(entry) and self._repeatable]
+            sides = images.shape[2:]
+            small = [attack.small_queries(min(sides), search.window(*sides)) for attack in asked if isinstance(attack, Square)]
+            forwards, small_forwards = len(self.images) * sum(attack.passes for attack in asked), len(self.images) * sum(small)
             where = (job.loaded.network, job.head, self.judge, job.threat)
-            probe = Probe(*where, images, labels, draws, len(self.images) * sum(asked), self.watcher.noted)
+            probe = Probe(*where, images, labels, draws, forwards, small_forwards, self.watcher.noted)
             return search.settle(job.search, folder, partial(probe.measure, job.search), begun=begun)
 
     def finish(self, folder: Path) -> None:

@@ -79,7 +79,7 @@ def measure(
         "more-steps-not-stronger": (right & wrong[:, _EARLY], right & end),
         "silent-success": (right & wrong.any(1), right & end),
         "loss-not-rising": (right & still & (losses[:, -1] <= losses[:, 0]), none),
-        "robust-above-clean": (~right, end),
+        "robust-above-clean": (~right, wrong[:, _EARLY]),
         "noise-beats-gradient": (noise, right & wrong.any(1)),
         "unbounded-attack-fails": (survived, sample.labels == largest_class),
         "zero-gradients": (flat, none),

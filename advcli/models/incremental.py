@@ -11,6 +11,7 @@ to remember them, then on windows. A block that does anything but convolve, pool
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -27,13 +28,15 @@ Layer = Callable[[Tensor, Pair], Tensor]
 _WORTH = 0.7  # share of a block's multiplications from which on whole maps are cheaper than cutting windows out
 _SAVES = 0.1  # share of the network's multiplications that must be saved
 _ROWS = 32  # of which one is remembered anew at a time; more of more
+_ROOM = 2**31  # bytes that may be remembered
 
 
 class IncrementalForward:
     """Remembers rows images (rows, C, H, W) and answers for as many looks, each one of them but for a window of side pixels.
 
     model: a frozen network in eval mode, float32, which nobody changes. blocks: how many of its first run on windows. spared: the
-    multiplications that this saves of a pass; saved: their share. ValueError where that is too little.
+    multiplications that this saves of a pass; saved: their share. ValueError where that is too little, or takes too much memory, which
+    is taken when something is remembered first.
     """
 
     def __init__(self, model: Network | HeadView, shape: tuple[int, int, int], side: int, rows: int) -> None:
@@ -47,20 +50,25 @@ class IncrementalForward:
             raise ValueError(f"windows of {side} pixels save {100 * self.saved:.0f} % of the work")
         plan = _Plan()
         self._over(example, plan)
-        self._memory = _Memory(plan, rows, example)
+        room = rows * example.element_size() * sum((_area(kept) + _changed(kept)) * kept.shape[0] for kept in plan.maps)
+        if room > _ROOM:
+            raise ValueError(f"maps of {rows} images take {room / 2**30:.1f} GiB")
+        self._plan, self._rows, self._example = plan, rows, example
         self._group = max(1, rows // _ROWS)  # always one size, so that what a row is remembered as does not depend on its company
         self._seen = example.new_full((rows, *shape), torch.nan)
 
+    @cached_property
+    def _memory(self) -> _Memory:
+        return _Memory(self._plan, self._rows, self._example)
+
     @torch.no_grad()
-    def remember(self, images: Tensor, rows: Tensor) -> None:
-        """Those of images (rows, C, H, W) at rows (M,) will be looked at. What is remembered already costs nothing."""
-        new = rows[(images[rows] != self._seen[rows]).flatten(1).any(1)]
-        if not len(new):
-            return
-        for part in torch.split(new, self._group):
+    def remember(self, images: Tensor, asked: Tensor) -> None:
+        """Those of images (rows, C, H, W) in asked (rows,) bool will be looked at. What is remembered already costs nothing."""
+        new = torch.nonzero(asked & (images != self._seen).flatten(1).any(1))[:, 0]
+        for part in torch.split(new, self._group) if len(new) else ():
             group = part[torch.arange(self._group, device=part.device) % len(part)]
-            self._seen[group] = images[group]
             self._over(images[group], _Record(self._memory, group))
+            self._seen[group] = images[group]
 
     @torch.no_grad()
     def trace(self, looks: Tensor, owner: Tensor, top: Tensor, left: Tensor) -> ModelOutput:
@@ -87,7 +95,7 @@ class IncrementalForward:
             whole, windowed = plan.whole, plan.windowed
             try:
                 value = network.run_block(name, value)
-            except (TypeError, AttributeError, NotImplementedError):  # it does something else
+            except Exception:  # it does something else, and whatever fails there, the part ends here
                 break
             if name in network.gate_sites or plan.windowed - windowed > _WORTH * (plan.whole - whole):
                 break
@@ -208,6 +216,10 @@ def _changed(kept: _Map) -> int:
     return 0 if kept.padding is None else kept.window[0] * kept.window[1]
 
 
+def _within(inner: _Axis, outer: _Axis) -> bool:
+    return bool(((outer.begin <= inner.begin) & (inner.begin + inner.size <= outer.begin + outer.size)).all())
+
+
 class _Looks:
     """One run on windows, which meets the plan's cuts in their order. top, left, owner (looks,): where they are, and in whose image."""
 
@@ -246,7 +258,7 @@ class _Value:
         raise NotImplementedError
 
     def plus(self, other: Any) -> Any:
-        """The sum. Of the two, one has changed at most where the other has: a shortcut reaches less than what it leads around."""
+        """The sum, where one is changed at most where the other is, as a shortcut is that reaches less than what it leads around."""
         raise NotImplementedError
 
 
@@ -275,6 +287,8 @@ class _Whole(_Value):
 
     def plus(self, other: _Whole) -> _Whole:
         far, near = (other, self) if other.reached > self.reached else (self, other)
+        if not all(_within(inner, outer) for inner, outer in zip(near.axes, far.axes, strict=True)):
+            raise NotImplementedError("neither of two windows holds the other")
         self.plan.cut(near, far.axes, 0)
         return _Whole(self.values + other.values, far.axes, self.plan)
 

@@ -291,6 +291,31 @@ def test_what_small_squares_reach_decides_like_the_whole(n: int) -> None:
     assert 0.45 * whole <= part <= 0.7 * whole
 
 
+def test_rows_with_small_squares_wait_for_the_others_and_never_mix() -> None:
+    """A forward of both kinds would be made twice: so the two that are behind get all looks, then all go on together."""
+    network, attack = Exact(), Square(Threat("linf", 0.125), queries=400)
+    x = torch.randint(1, 8, (CHUNK, 3, 16, 16), generator=torch.Generator().manual_seed(0)) / 8
+    y, draws, passed = network(x).argmax(1), Draws(0, torch.arange(CHUNK), "test"), list[str]()
+    state = attack.begin(x, y, draws, {}, torch.zeros_like(y))
+    state["step"] = torch.tensor([300, 120, 350, 201, 400, 180, 250, 399])
+    state["best_margin"] = torch.full((CHUNK,), torch.inf)
+    known = IncrementalForward(network, (3, 16, 16), 5, CHUNK)
+    trace = known.trace
+    known.trace = lambda *looks: (passed.append("near"), trace(*looks))[1]  # type: ignore[method-assign]
+    surrogate = Surrogate(lambda images: (passed.append("whole"), network.trace(images))[1], incremental=known)
+    first = attack._first_small(surrogate, 16)
+    assert first == 202
+    shown = []
+    while not bool(state["over"].all()):
+        attack.advance(surrogate, state, torch.inf, draws)
+        shown.append(state["step"].tolist())
+    waiting = [steps for steps in shown if min(steps) < first]
+    assert all(steps[place] == step for steps in waiting for place, step in ((0, 300), (2, 350), (4, 400), (6, 250), (7, 399)))
+    assert passed == sorted(passed, reverse=True), "whole images first"
+    assert passed.count("whole") == 1 + 5 + 8  # 8 looks for three rows, for two, and for the one with 59 queries left
+    assert passed.count("near") <= 120
+
+
 @each_norm
 def test_what_is_not_repeatable_is_never_asked_ahead(norm: str) -> None:
     cost = Cost()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advcli.attacks import Judge, Threat
+from advcli.attacks import Judge, Square, Threat
 from advcli.data import load_test, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResourceError, ResumeError, UsageError
@@ -191,9 +191,9 @@ def probe(path: Path) -> Asked:
     return network, Judge(network, chunk=16), to_float(images.images), images.labels
 
 
-def asking(probe: Asked, forwards: int) -> Probe:
+def asking(probe: Asked, forwards: int, small: int = 0) -> Probe:
     network, judge, x, y = probe
-    return Probe(network, "final", judge, Threat("linf", 0.1), x, y, Draws(0, torch.arange(64), "probe"), forwards, pytest.fail)
+    return Probe(network, "final", judge, Threat("linf", 0.1), x, y, Draws(0, torch.arange(64), "probe"), forwards, small, pytest.fail)
 
 
 def test_agreement_is_what_it_says(probe: Asked) -> None:
@@ -289,18 +289,17 @@ def small_squares(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_squares")
 @pytest.mark.parametrize(
-    ("norm", "forwards", "second", "error", "taken"),
+    ("forwards", "second", "error", "taken"),
     [
-        ("linf", 10, 0.5, 0.0, True),
-        ("linf", 10, 0.95, 0.0, False),
-        ("linf", 10, 0.5, 0.01, False),
-        ("linf", 0, 0.5, 0.0, False),
-        ("l2", 10, 0.5, 0.0, False),
+        (10, 0.5, 0.0, True),
+        (10, 0.95, 0.0, False),
+        (10, 0.5, 0.01, False),
+        (0, 0.5, 0.0, False),
     ],
-    ids=["quick", "slow", "wrong", "unasked", "l2"],
+    ids=["quick", "slow", "wrong", "unasked"],
 )
 def test_small_squares_are_looked_at_alone_where_that_pays_and_agrees(
-    probe: Asked, monkeypatch: pytest.MonkeyPatch, norm: Any, forwards: int, second: float, error: float, taken: bool
+    probe: Asked, monkeypatch: pytest.MonkeyPatch, forwards: int, second: float, error: float, taken: bool
 ) -> None:
     trace = IncrementalForward.trace
 
@@ -311,7 +310,7 @@ def test_small_squares_are_looked_at_alone_where_that_pays_and_agrees(
     monkeypatch.setattr(IncrementalForward, "trace", erring)
     seconds = {"fp32": 3.0, "folded": 1.0, "bf16": 1.0, INCREMENTAL: second}
     monkeypatch.setattr(Probe, "_seconds", lambda self, models, *rest, **more: {name: seconds[name] for name in models})
-    asked = replace(asking(probe, forwards), threat=Threat(norm, 0.1))
+    asked = asking(probe, 2 * forwards, forwards)
     settled = asked.measure("auto")
     assert (INCREMENTAL in settled.agreements) == taken
     if taken:
@@ -321,7 +320,7 @@ def test_small_squares_are_looked_at_alone_where_that_pays_and_agrees(
     assert [name for name, entry in entries.items() if settled.is_incremental(entry)] == ["square"] * taken
     assert not settled.is_incremental(search.audit((entries["square"],), 10))
     monkeypatch.setattr(Probe, "_seconds", lambda *rest, **more: pytest.fail("what is asked for by name is not left to the clock"))
-    assert (INCREMENTAL in asked.measure("folded").agreements) == (norm == "linf" and forwards > 0 and not error)
+    assert (INCREMENTAL in asked.measure("folded").agreements) == (forwards > 0 and not error)
 
 
 def test_small_squares_must_spare_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +348,17 @@ def test_what_small_squares_are_asked_for_is_not_compiled_for(probe: Asked, monk
     ):
         settled = Search("auto", "folded", agreements, {})
         network, _, x, _ = probe
-        assert (COMPILED in asking(probe, forwards)._with_compiled(settled, network, [x]).agreements) == compiled
+        assert (COMPILED in asking(probe, forwards, 480)._with_compiled(settled, network, [x]).agreements) == compiled
+
+
+@pytest.mark.parametrize("side", range(4, 257))
+def test_small_squares_are_those_of_four_fifths_of_square(side: int) -> None:
+    square = {entry.name: entry.attack for entry in suites.suite("aa").entries(Threat("linf", 0.1), 10)}["square"]
+    assert square.small_queries(side, search.window(side, side + 3)) >= 3999
+    assert search.window(side, side) == max(1, round(0.16 * side)) == search.window(side + 9, side)
+    (short,) = (entry.attack for entry in suites.suite("fast").entries(Threat("linf", 0.1), 10) if entry.name == "square")
+    assert side < 8 or short.small_queries(side, search.window(side, side)) == 0
+    assert replace(square, threat=Threat("l2", 1.0)).small_queries(side, side) == 0
 
 
 def test_a_compiler_that_fails_costs_one_line(probe: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,11 +398,15 @@ def test_a_compiled_search_goes_the_way_of_the_copy_and_on_after_a_stop(
 def test_small_squares_go_the_same_way_in_any_company_and_on_after_a_stop(
     path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, trace = list[int](), IncrementalForward.trace
-    monkeypatch.setattr(IncrementalForward, "trace", lambda self, looks, *rest: (asked.append(len(looks)), trace(self, looks, *rest))[1])
+    running, asked, trace = ["nothing"], set[tuple[str, int]](), IncrementalForward.trace
+    monkeypatch.setattr(suites, "Square", partial(Square, queries=90))
+    monkeypatch.setattr(
+        IncrementalForward, "trace", lambda self, looks, *rest: (asked.add((running[-1], len(looks))), trace(self, looks, *rest))[1]
+    )
+    silent.attacking = lambda name, *rest: running.append(name)
     folder = tmp_path / "whole"
     whole, report = result(job(path, "folded"), folder, silent)
-    assert set(asked) == {16}
+    assert asked == {("nothing", 16), ("square", 16)}
     assert report["search"]["precision"] == "folded"
     stop_in_square(silent, job(path, "folded"), tmp_path / "stopped")
     result(job(path, "folded"), tmp_path / "stopped", silent, resume=True)
