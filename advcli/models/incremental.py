@@ -61,7 +61,6 @@ class IncrementalForward:
     def _memory(self) -> _Memory:
         return _Memory(self._plan, self._rows, self._example)
 
-    @torch.no_grad()
     def remember(self, images: Tensor, asked: Tensor) -> None:
         """Those of images (rows, C, H, W) in asked (rows,) bool will be looked at. What is remembered already costs nothing."""
         new = torch.nonzero(asked & (images != self._seen).flatten(1).any(1))[:, 0]
@@ -81,6 +80,7 @@ class IncrementalForward:
         reached: _Window = _through(self._network, self.blocks, _Window(pixels, run))
         return self.model.trace_from(self.blocks, run.cut(reached.values))
 
+    @torch.no_grad()
     def _over(self, images: Tensor, plan: _Plan) -> None:
         """Run the part on whole images (N, C, H, W)."""
         start = _Whole(self._network.normalized(images), self._axes, plan)
