@@ -10,7 +10,7 @@ successful run is the one that counts, so its outcome is the same for any order,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
@@ -43,6 +43,7 @@ class Attempt(NamedTuple):
     final (M,) bool: broken, or out of runs. forwards and backwards are all that was spent on the example up to this run, and
     judged says how many of the forwards were the judge's. wasted: passes that were made ahead and came to nothing, those of later
     runs that its success made needless among them; unlike the others it depends on the company, so it is for the clock alone.
+    counts: (M,) for each of the attack's own counters, of this run.
     """
 
     positions: Tensor
@@ -53,6 +54,12 @@ class Attempt(NamedTuple):
     judged: Tensor
     wasted: Tensor
     final: Tensor
+    counts: Mapping[str, Tensor]
+
+    @property
+    def units(self) -> Tensor:
+        """(M,) units of work, as Cost counts them."""
+        return self.forwards + self.backwards + self.counts.get("foreseen", 0)
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,9 @@ class PooledAttack:
     """The base of attacks that run in the pool. As a callable it is an Attack over one batch."""
 
     needs_logits: ClassVar[bool] = False  # whether begin reads condition["logits"] (N, K), the clean logits
+    needs_gradient: ClassVar[bool] = True  # whether its work is in following gradients, and not in asking for answers
     needs_float32: ClassVar[bool] = False  # whether a surrogate that rounds to bfloat16 would mislead it
-    needs_gradient: ClassVar[bool] = True  # whether it asks the surrogate for more than answers
+    counters: ClassVar[tuple[str, ...]] = ()  # what else its state counts for each example
 
     @property
     def runs(self) -> int:
@@ -80,13 +88,9 @@ class PooledAttack:
         """
         return chunk * math.ceil(images * self.runs / chunk) * self.passes / self.runs
 
-    def phases(self, surrogate: Surrogate, side: int) -> list[tuple[int, int]]:
-        """(first step, passes): parts of an image's work that take different times a pass, in images of that side."""
-        return [(0, self.passes)]
-
-    def come_to(self, state: State, step: int) -> None:
-        """Make a fresh state like one at that step, as far as the clock can tell."""
-        state["step"] = torch.full_like(state["step"], step)
+    def timed(self, *, repeatable: bool) -> tuple[PooledAttack, float]:
+        """An attack whose first unit of work says how long a pass takes, and the share of that which a pass of all of them takes."""
+        return self, 1.0
 
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:
         """The state of fresh rows; draws already has each row's run as its counter."""
@@ -228,7 +232,7 @@ class _Pool:
         back = pick(rows, unconfirmed)
         back |= {"hit": torch.zeros_like(back["hit"]), "excused": torch.ones_like(back["hit"])}
         self.returned = join(self.returned, back)
-        ended = {key: rows[key] for key in _ENDED} | {"margin": margins, "broken": broken}
+        ended = {key: rows[key] for key in (*_ENDED, *self.attack.counters)} | {"margin": margins, "broken": broken}
         yield from self._settle(pick(ended, ~unconfirmed))
 
     def _ask(self, rows: State, points: Tensor, asked: Tensor) -> Tensor:
@@ -280,7 +284,8 @@ class _Pool:
         forwards, backwards, judged = self.spent[:, position]
         found = Found(rows["x_adv"], rows["margin"], broken, torch.where(broken, rows["step"], -1))
         last = rows["run"] + 1 >= self.attack.runs
-        return Attempt(position, found, rows["run"], forwards, backwards, judged, self.wasted[position], broken | last)
+        counts = {name: rows[name] for name in self.attack.counters}
+        return Attempt(position, found, rows["run"], forwards, backwards, judged, self.wasted[position], broken | last, counts)
 
 
 def _jobs(rows: State) -> list[Job]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcli.attacks.losses import margin
+from advcli.attacks.foresight import Foresight, unknown
+from advcli.attacks.losses import attack_loss, margin
 from advcli.attacks.pool import PooledAttack
 from advcli.attacks.state import State, fresh, given
 from advcli.attacks.surrogate import Condition, Surrogate
@@ -18,8 +19,9 @@ from advcli.attacks.threat import Threat, l2
 from advcli.draws import Draws
 
 _SHRINK_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of pixels is halved
-_BLOCK = 50  # queries whose draws are made together
-_UNIT = 50  # forwards in one unit of work, at most
+_BLOCK = 100  # queries in a unit of work, whose draws are made together
+_LOOKED = 0.45  # share of many queries that is looked at, about, where the rest is foreseen
+_TIMED = 20  # queries by which an attack's clock is set
 _TINY = 1e-12
 
 
@@ -30,84 +32,85 @@ class Square(PooledAttack):
     A proposal is kept where it raises the margin. share: of the pixels, for the first squares. The published attack draws
     one square for a whole batch; here every example has its own, by its name and query number.
 
+    foresees: of squares of one colour that the gradient is sure will lower the margin, only a sample is looked at (Foresight).
+
     Rows that nobody needs look ahead: they ask an example's next queries at once, all made from its best point as it is. The
     first that raises the margin is kept and those after it are thrown away, to be made anew from the new best point, so that
     the example goes the way that it would have gone alone. Few queries raise the margin, so little is thrown away.
-
-    Squares soon are small. Where the surrogate is incremental, queries whose square fits its window cost what the square reaches.
     """
 
     needs_float32: ClassVar[bool] = True  # it keeps what raises the margin by little, which rounding hides: it ends on lower margins
     needs_gradient: ClassVar[bool] = False
+    counters: ClassVar[tuple[str, ...]] = ("foreseen", "sampled", "mistaken")
 
     threat: Threat
     queries: int = 5000
     share: float = 0.8
+    foresees: bool = True
 
     @property
     def passes(self) -> int:
-        return self.queries + 2
+        """Foreseen queries are passes, too: what is foreseen of an example is not known before."""
+        return self.queries + 2 + 2 * self._gradients
+
+    @property
+    def _may_foresee(self) -> bool:
+        return self.foresees and self.threat.norm == "linf"
+
+    @property
+    def _gradients(self) -> int:
+        return self.queries // _BLOCK + 1 if self._may_foresee else 0
 
     def slots(self, images: int, chunk: int, *, repeatable: bool = True) -> float:
         """Rows that would idle look ahead. Query q raises about one margin in 2 sqrt(q), and with it half of the looks ahead are lost."""
         if not repeatable:
             return super().slots(images, chunk)
-        return images * self.passes + (-images % chunk) * math.sqrt(self.queries) / 2
+        return images * self.passes + (-images % chunk) * (math.sqrt(self.queries) / 2 + 2 * self._gradients)
+
+    def timed(self, *, repeatable: bool) -> tuple[PooledAttack, float]:
+        foreseen = self._may_foresee and repeatable and self.queries >= _BLOCK
+        return replace(self, queries=min(self.queries, _TIMED)), _LOOKED if foreseen else 1.0
 
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:
         start = _stripes(self.threat, x, draws) if self.threat.norm == "linf" else _tiles(self.threat, x, draws)
-        return {**fresh(x, y, start), "best": start.clone(), "best_margin": x.new_full((len(x),), -torch.inf)}
+        return {**fresh(x, y, start), "best": start.clone(), "best_margin": x.new_full((len(x),), -torch.inf), **unknown(x)}
 
     def advance(self, surrogate: Surrogate, state: State, threshold: float, draws: Draws) -> None:
         self._pass_over(state)
-        look = torch.arange(len(state["y"]), device=state["y"].device)
-        live = torch.nonzero(~state["hit"] & ~state["over"])[:, 0]
-        if not len(live):
+        live, block = ~(state["hit"] | state["over"]), state["step"] // _BLOCK
+        if not bool(live.any()):
             return
-        small = self._first_small(surrogate, min(state["x"].shape[2:]))
-        low, high = (int(step) for step in torch.aminmax(state["step"][live]))
-        near, end = low >= small, small if low < small else self.queries + 1  # one kind of forward at a time
-        if low < small <= high:  # those with small squares wait for the others
-            live = live[state["step"][live] < small]
-            high = int(state["step"][live].max())
-        active = live if surrogate.repeatable else look
-        turn, ahead = look % len(active), look // len(active)
-        owner, most = active[turn], -(-len(look) // len(active))  # whose look it is; looks of one row in one forward
-        x, y, condition = state["x"][owner], state["y"][owner], {key: value[owner] for key, value in given(state).items()}
-        forwards = min(_UNIT, -(-(end - high) // most))  # whoever is done makes room
-        begin = state["step"][active] // _BLOCK * _BLOCK
-        random = _draw(draws.sub("squares").select(active), begin, forwards * most, 5 + x.shape[1])
-        sizes = self._sizes(torch.arange(self.queries + 1, device=x.device) - 1, min(x.shape[2:]))
-        propose = propose_linf if self.threat.norm == "linf" else propose_l2
-        for _ in range(forwards):
-            query = state["step"][owner] + ahead
-            best, size, numbers = state["best"][owner], sizes[query.clamp_max(self.queries)], random[turn, query - begin[turn]]
-            candidate = propose(self.threat, x, best, size, numbers)
-            candidate = torch.where((query > 0)[:, None, None, None], candidate, best)  # the first query is the start
+        squares = _Squares(self, state, draws.sub("squares").at(block).uniform((_BLOCK, 5 + state["x"].shape[1])), block)
+        foresight, foreseen = self._foresight(surrogate, state, squares, live), state["foreseen"]
+        while True:
+            open_ = (squares.query >= state["step"][:, None]) & (squares.query <= self.queries) & ~(state["hit"] | state["over"])[:, None]
+            wanted = open_ if foresight is None else open_ & (foresight.looked | (squares.query == 0))
+            self._come_to(state, torch.where(wanted, squares.query, state["step"][:, None] + open_.sum(1, keepdim=True)).amin(1), 0)
+            if not bool(wanted.any()):
+                break
+            owner, column, asked = _ahead(wanted) if surrogate.repeatable else _own(wanted)
+            query, condition = squares.query[owner, column], {key: value[owner] for key, value in given(state).items()}
+            candidate = squares.propose(state["best"], owner, column)
             with torch.no_grad():
-                if near:
-                    corner = (_corner(length, size, numbers[:, axis]) for axis, length in enumerate(x.shape[2:]))
-                    output = surrogate.near(state["best"], owner, candidate, *corner)
-                else:
-                    output = surrogate(candidate, condition)
-            self._account(state, owner, query, candidate, margin(output.logits.float(), y), threshold, end)
+                now = margin(surrogate(candidate, condition).logits.float(), state["y"][owner])
+            before = state["best_margin"][owner]
+            used, better = self._account(state, owner, query, candidate, now, asked, threshold)
+            if foresight is not None:
+                known = torch.nonzero(used & before.isfinite())[:, 0]
+                foresight.note(owner[known], column[known], (now - before)[known])
+                foresight.improved(state["best"], torch.nonzero(better)[:, 0])
+        if foresight is not None:
+            foresight.learn(state)
+        surrogate.cost.foreseen += int((state["foreseen"] - foreseen).sum())
 
-    def phases(self, surrogate: Surrogate, side: int) -> list[tuple[int, int]]:
-        small = self._first_small(surrogate, side)
-        return [(0, small), (small, self.queries + 1 - small)] if small <= self.queries else [(0, small)]
-
-    def come_to(self, state: State, step: int) -> None:
-        super().come_to(state, step)
-        if step:
-            state["best_margin"] = torch.full_like(state["best_margin"], torch.inf)  # few queries raise it then
-
-    def _first_small(self, surrogate: Surrogate, side: int) -> int:
-        """The query from which on squares fit the surrogate's window, in images of that side; the number of all where it has none."""
-        return self.queries + 1 - (self.small_queries(side, surrogate.incremental.side) if surrogate.incremental else 0)
-
-    def small_queries(self, side: int, window: int) -> int:
-        """How many queries change no more of an image of that side than a window."""
-        return int((self._sizes(torch.arange(self.queries), side) <= window).sum()) if self.threat.norm == "linf" else 0
+    def _foresight(self, surrogate: Surrogate, state: State, squares: _Squares, live: Tensor) -> Foresight | None:
+        """What the margins' gradients at the best points tell of a block; a forward and a backward for each live row (N,)."""
+        if not (self._may_foresee and surrogate.repeatable):
+            return None
+        gradient, _, _ = surrogate.gradient(attack_loss("margin"), state["best"], state["y"], given(state))
+        for count in ("forwards", "backwards"):
+            state[count] = state[count] + live.long()
+        return Foresight(self.threat, state, gradient, squares.places, squares.up, squares.random[..., 4])
 
     def _sizes(self, query: Tensor, side: int) -> Tensor:
         """(N,) sides of the squares for query numbers counted from 0; odd and at least 3 for l2, whose pattern has a middle."""
@@ -124,14 +127,15 @@ class Square(PooledAttack):
         s["over"] = s["over"] | (s["step"] > self.queries)
         s["excused"] = torch.zeros_like(s["excused"])
 
-    def _account(self, s: State, owner: Tensor, query: Tensor, candidate: Tensor, now: Tensor, threshold: float, end: int) -> None:
+    def _account(
+        self, s: State, owner: Tensor, query: Tensor, candidate: Tensor, now: Tensor, asked: Tensor, threshold: float
+    ) -> tuple[Tensor, Tensor]:
         """Keep each row's first look that raises its margin; rows that have fooled the surrogate, or are out of queries, stand still.
 
-        Look i was at candidate[i], with the margin now[i], for query[i] of row owner[i]; a row's queries come in their order. Queries
-        from end on were not asked.
+        Look i was at candidate[i], with the margin now[i], for query[i] of row owner[i], if asked[i]; a row's queries come in their
+        order. Returns which looks count, and (N,) bool which rows are better.
         """
         look, none = torch.arange(len(owner), device=owner.device), len(owner)
-        asked = ~(s["hit"] | s["over"])[owner] & (query < end)
         raising = torch.where(asked & (now > s["best_margin"][owner]), look, none)
         first = torch.full_like(s["step"], none).scatter_reduce(0, owner, raising, "amin")
         used = asked & (look <= first[owner])
@@ -140,20 +144,56 @@ class Square(PooledAttack):
         s["best_margin"] = torch.where(better, now[first], s["best_margin"])
         s["x_adv"] = s["best"]
         fooled = better & (now[first] >= threshold)
-        queries = torch.zeros_like(s["step"]).index_add(0, owner, used.long())
         s["hit"] = s["hit"] | fooled
-        s["forwards"] = s["forwards"] + queries
+        looks = torch.zeros_like(s["step"]).index_add(0, owner, used.long())
+        s["forwards"] = s["forwards"] + looks
         s["wasted"] = s["wasted"].index_add(0, owner, (asked & ~used).long())
-        s["step"] = s["step"] + queries - fooled.long()
-        s["over"] = s["over"] | (~s["hit"] & (s["step"] > self.queries))
+        self._come_to(s, s["step"].scatter_reduce(0, owner, torch.where(used, query + 1, 0), "amax"), looks)
+        s["step"] = s["step"] - fooled.long()
+        return used, better
+
+    def _come_to(self, s: State, step: Tensor, looks: Tensor | int) -> None:
+        """Rows come to their queries step (N,); what was passed beside looks is foreseen."""
+        s["foreseen"] = s["foreseen"] + (step - s["step"]) - looks
+        s["step"] = step
+        s["over"] = s["over"] | (~s["hit"] & (step > self.queries))
 
 
-def _draw(draws: Draws, begin: Tensor, queries: int, numbers: int) -> Tensor:
-    """(N, Q, numbers) in [0, 1) for queries from begin (N,), a block's first, on; Q is enough for as many from anywhere in that block."""
-    block = torch.arange((queries + _BLOCK - 2) // _BLOCK + 1, device=begin.device)
-    every = draws.select(torch.arange(len(begin), device=begin.device).repeat_interleave(len(block)))
-    counter = (begin[:, None] // _BLOCK + block).flatten()
-    return every.at(counter).uniform((_BLOCK, numbers)).view(len(begin), -1, numbers)
+class _Squares:
+    """A block's proposals for every row, and numbers from which they are drawn: random (N, Q, 5 + C) in [0, 1).
+
+    query (N, Q): their numbers; places: top, left and side, (N, Q) each; up (N, Q, C): pushed to +eps.
+    """
+
+    def __init__(self, attack: Square, state: State, random: Tensor, block: Tensor) -> None:
+        self.threat, self.x, self.random = attack.threat, state["x"], random
+        self.query = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=block.device)
+        height, width = self.x.shape[2:]
+        size = attack._sizes((self.query - 1).flatten(), min(height, width)).view_as(self.query)
+        self.places = (_corner(height, size, random[..., 0]), _corner(width, size, random[..., 1]), size)
+        self.up = random[..., 5:] < 0.5
+
+    def propose(self, best: Tensor, owner: Tensor, column: Tensor) -> Tensor:
+        """(M, C, H, W): proposals in those columns, each from its owner's best point; the first query is the start itself."""
+        propose = propose_linf if self.threat.norm == "linf" else propose_l2
+        start = best[owner]
+        moved = propose(self.threat, self.x[owner], start, self.places[2][owner, column], self.random[owner, column])
+        return torch.where((self.query[owner, column] > 0)[:, None, None, None], moved, start)
+
+
+def _ahead(wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """N looks for wanted (N, Q) bool: (row, column, whether anything), everybody's first before anybody's second."""
+    rows, columns = wanted.shape
+    row, column = torch.arange(rows, device=wanted.device)[:, None], torch.arange(columns, device=wanted.device)
+    turn = torch.where(wanted, wanted.cumsum(1), columns + 1)
+    order = ((turn * rows + row) * columns + column).flatten()
+    first = order.topk(rows, largest=False).values
+    return first // columns % rows, first % columns, first // columns // rows <= columns
+
+
+def _own(wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where each row looks for itself."""
+    return torch.arange(len(wanted), device=wanted.device), wanted.int().argmax(1), wanted.any(1)
 
 
 def _stripes(threat: Threat, x: Tensor, draws: Draws) -> Tensor:
@@ -165,8 +205,8 @@ def _stripes(threat: Threat, x: Tensor, draws: Draws) -> Tensor:
 def propose_linf(threat: Threat, x: Tensor, best: Tensor, size: Tensor, random: Tensor) -> Tensor:
     """best (N, C, H, W) with a square of side size (N,) pushed to +eps or -eps, a sign a channel; random (N, 5 + C) in [0, 1)."""
     signs = 2 * (random[:, 5:] < 0.5).float() - 1
-    square = _window(x, size, random[:, 0], random[:, 1])
-    return threat.project(best + 2 * threat.eps * signs[:, :, None, None] * square, x)
+    square = _window(x, size, random[:, 0], random[:, 1]) > 0
+    return torch.where(square, (x + threat.eps * signs[:, :, None, None]).clamp(*threat.bounds), best)
 
 
 def _window(x: Tensor, size: Tensor, u: Tensor, v: Tensor) -> Tensor:

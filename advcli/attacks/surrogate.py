@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advcli.models import IncrementalForward, ModelOutput
+from advcli.models import ModelOutput
 
 Condition = Mapping[str, Tensor]
 """Per-example tensors (N, ...) that a surrogate or a loss reads: `target` (N,) a class, `reference` (N, H, K) clean logits of each head."""
@@ -19,10 +19,16 @@ Loss = Callable[[ModelOutput, Tensor, Condition], Tensor]
 
 @dataclass
 class Cost:
-    """Images passed forward and backward."""
+    """Images passed forward and backward, and proposals that were foreseen and so needed no pass."""
 
     forwards: int = 0
     backwards: int = 0
+    foreseen: int = 0
+
+    @property
+    def units(self) -> int:
+        """Of work: what progress is counted in."""
+        return self.forwards + self.backwards + self.foreseen
 
 
 class Surrogate:
@@ -30,7 +36,7 @@ class Surrogate:
 
     error: how far its margins may be from the judge's where it computes otherwise; a search asks the judge that much earlier.
     repeatable: it answers the same when asked again beside others; what is not may not be asked ahead of its time.
-    incremental: what answers for images with a small window changed, if anything does, with less work.
+    follow: what is asked for gradients, where trace has none.
     """
 
     def __init__(
@@ -40,28 +46,22 @@ class Surrogate:
         *,
         error: float = 0.0,
         repeatable: bool = True,
-        incremental: IncrementalForward | None = None,
+        follow: Surrogate | None = None,
     ) -> None:
         self._trace = trace
         self.cost = cost if cost is not None else Cost()
         self.error = error
         self.repeatable = repeatable
-        self.incremental = incremental
+        self._follow = follow
 
     def __call__(self, x: Tensor, condition: Condition) -> ModelOutput:
         self.cost.forwards += len(x)
         return self._trace(x)
 
-    def near(self, images: Tensor, owner: Tensor, looks: Tensor, top: Tensor, left: Tensor) -> ModelOutput:
-        """The output at looks (N, C, H, W), each of images (N, C, H, W) the one at owner (N,), but for a window at top, left (N,)."""
-        if self.incremental is None:
-            raise ValueError("this surrogate is not incremental")
-        self.cost.forwards += len(looks)
-        self.incremental.remember(images, torch.zeros(len(images), dtype=torch.bool, device=images.device).index_fill(0, owner, True))
-        return self.incremental.trace(looks, owner, top, left)
-
     def gradient(self, loss: Loss, x: Tensor, y: Tensor, condition: Condition) -> tuple[Tensor, Tensor, ModelOutput]:
         """d loss / d x (N, C, H, W), each example's own; losses (N,) and output at x. No parameter gets a gradient."""
+        if self._follow is not None:
+            return self._follow.gradient(loss, x, y, condition)
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             output = self(x, condition)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,45 +17,20 @@ from advcli.attacks.losses import attack_loss
 from advcli.attacks.pgd import ascend
 from advcli.draws import Draws
 from advcli.errors import ResourceError
-from advcli.evaluation.search import COMPILED, INCREMENTAL, Agreement, Follower, Search, compiling, followed, incremental
-from advcli.models import IncrementalForward, ModelOutput, Network
+from advcli.evaluation.search import COMPILED, Agreement, Follower, Search, compiling, followed
+from advcli.models import Network
 from advcli.training.turns import by_turns
 
 _LONG = 120.0  # seconds of forwards for which the compiler, which takes a few to half a minute, is asked
 _GAIN = 1.1  # how much quicker a candidate must be, so that noise of the clock decides nothing
-_STRIDES = (5, 11)  # from one row's window to the next one's
 _SAFETY = 2.0  # for images that the probe did not look at
-
-
-class Answering(Protocol):
-    """What gives the network's output for images (N, C, H, W)."""
-
-    def trace(self, x: Tensor) -> ModelOutput: ...
-
-
-class _ThroughWindows:
-    """An incremental forward that answers for any images: as changes, in a window each, of images like them but for that."""
-
-    def __init__(self, small: IncrementalForward) -> None:
-        self.small = small
-
-    def trace(self, x: Tensor) -> ModelOutput:
-        rows, side = torch.arange(len(x), device=x.device), self.small.side
-        top, left = ((rows * stride) % (length - side + 1) for stride, length in zip(_STRIDES, x.shape[2:], strict=True))
-        before = x.clone()
-        reach = torch.arange(side, device=x.device)
-        window = (rows[:, None, None], slice(None), (top[:, None] + reach)[:, :, None], (left[:, None] + reach)[:, None, :])
-        before[window] = 1 - before[window]
-        self.small.remember(before, torch.ones_like(rows, dtype=torch.bool))
-        return self.small.trace(x, rows, top, left)
 
 
 @dataclass(frozen=True)
 class Probe:
     """What candidates are measured on: images (N, C, H, W), labels (N,), draws of all. network's head is what judge judges.
 
-    forwards: that attacks without gradients will ask for at most, of one image each; small: those of them that change a small square
-    of an image that was asked about before. noted: hears what cannot be had.
+    forwards: of images that attacks without gradients will ask for at most. noted: hears what cannot be had.
     """
 
     network: Network
@@ -66,7 +41,6 @@ class Probe:
     labels: Tensor
     draws: Draws
     forwards: int
-    small: int
     noted: Callable[[str], None]
 
     def measure(self, asked: str) -> Search:
@@ -76,9 +50,7 @@ class Probe:
         points = self._points()
         agreements = {name: agreement(self.judge, copy, points, self.labels) for name, copy in copies.items()}
         if asked == COMPILED:
-            with compiling():
-                agreements[COMPILED] = self._nearness(followed(self.network, self.head, COMPILED), points)
-            return self._with_incremental(Search(asked, "folded", agreements, {}), copies["folded"], points)
+            return Search(asked, "folded", agreements | {COMPILED: self._compiled(points)[1]}, {})
         chosen, seconds = asked, dict[str, float]()
         if asked == "auto":
             seconds = self._seconds({"fp32": self.judge.model, **copies}, _gradient)
@@ -89,7 +61,6 @@ class Probe:
         if chosen == "fp32":
             return Search(asked, chosen, {}, seconds)
         settled = Search(asked, chosen, {name: agreements[name] for name in ("folded", chosen)}, seconds)
-        settled = self._with_incremental(settled, copies["folded"], points)
         return self._with_compiled(settled, copies["folded"], points) if asked == "auto" else settled
 
     def _points(self) -> list[Tensor]:
@@ -98,42 +69,27 @@ class Probe:
         walk = partial(ascend, surrogate, loss, self.threat, self.images, self.labels, self.draws, {}, step_size=size, start="uniform")
         return [self.images, *(walk(steps=steps) for steps in (1, 10))]
 
-    def _with_incremental(self, search: Search, folded: Follower, points: Sequence[Tensor]) -> Search:
-        """The search, with small squares asked about by what they reach, where that agrees and, if the clock is asked, is quicker.
-
-        What it costs beside multiplications was counted on CPUs, so elsewhere it is the clock's to say.
-        """
-        if not self.small or (search.asked != "auto" and self.images.device.type != "cpu"):
-            return search
-        small = incremental(folded, tuple(self.images.shape[1:]), self.judge.chunk)
-        if small is None:
-            return search
-        return self._with(search, INCREMENTAL, _ThroughWindows(small), folded, points)
-
     def _with_compiled(self, search: Search, folded: Follower, points: Sequence[Tensor]) -> Search:
         """The search, with attacks that ask for no gradient on a compiled copy, where they ask for much and it is quicker and agrees."""
         alone = self._seconds({"folded": folded}, _answers, rounds=1)["folded"]
-        whole = self.forwards - (self.small if INCREMENTAL in search.agreements else 0)
-        if whole * alone / self.judge.chunk < _LONG:
+        if self.forwards * alone / self.judge.chunk < _LONG:
             return search
         try:
-            with compiling():
-                return self._with(search, COMPILED, followed(self.network, self.head, COMPILED), folded, points)
+            compiled, agrees = self._compiled(points)
         except ResourceError as error:
             self.noted(error.what)
             return search
-
-    def _with(self, search: Search, name: str, model: Answering, folded: Follower, points: Sequence[Tensor]) -> Search:
-        """The search with what only answers, where it agrees and, if the clock is asked, is quicker than the folded copy."""
-        agrees, seconds = self._nearness(model, points), dict[str, float]()
-        if search.asked == "auto":
-            seconds = {f"{key} forward": took for key, took in self._seconds({"folded": folded, name: model}, _answers).items()}
-        quicker = not seconds or seconds["folded forward"] >= _GAIN * seconds[f"{name} forward"]
-        more = {name: agrees} if agrees.holds and quicker else {}
+        seconds = self._seconds({"folded": folded, COMPILED: compiled}, _answers)
+        seconds = {"folded forward": seconds["folded"], "compiled forward": seconds[COMPILED]}
+        taken = agrees.holds and seconds["folded forward"] >= _GAIN * seconds["compiled forward"]
+        more = {COMPILED: agrees} if taken else {}
         return replace(search, agreements=search.agreements | more, seconds=search.seconds | seconds)
 
-    def _nearness(self, model: Answering, points: Sequence[Tensor]) -> Agreement:
-        return forward_agreement(self.judge, model, points, self.labels)
+    def _compiled(self, points: Sequence[Tensor]) -> tuple[Follower, Agreement]:
+        """The compiled copy, and how near it is; ResourceError where it cannot be had."""
+        with compiling():
+            compiled = followed(self.network, self.head, COMPILED)
+            return compiled, forward_agreement(self.judge, compiled, points, self.labels)
 
     def _seconds(self, models: Mapping[str, Any], way: Callable[..., tuple[Tensor, Tensor]], rounds: int = 5) -> dict[str, float]:
         """Medians of what way does with a chunk, the candidates taking turns; the first round warms up."""
@@ -157,7 +113,7 @@ def agreement(judge: Judge, fast: Follower, points: Sequence[Tensor], labels: Te
     return Agreement(bound, float(torch.cat(margins).std(correction=0)), float(torch.stack([sign.cpu() for sign in signs]).mean()))
 
 
-def forward_agreement(judge: Judge, fast: Answering, points: Sequence[Tensor], labels: Tensor) -> Agreement:
+def forward_agreement(judge: Judge, fast: Follower, points: Sequence[Tensor], labels: Tensor) -> Agreement:
     """The same of a copy that only answers, which it does in the judge's chunks."""
     errors, margins = [], []
     for x in points:
@@ -175,11 +131,11 @@ def _gradient(model: Follower, x: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def _answers(model: Answering, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _answers(model: Follower, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The images themselves and logits (N, K)."""
     return x, model.trace(x).logits.float()
 
 
-def _read(way: Callable[..., tuple[Tensor, Tensor]], model: Answering, x: Tensor, labels: Tensor) -> float:
+def _read(way: Callable[..., tuple[Tensor, Tensor]], model: Follower, x: Tensor, labels: Tensor) -> float:
     """A number of what way gives, so that the device is done."""
     return float(sum(part.sum() for part in way(model, x, labels)))

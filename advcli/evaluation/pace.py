@@ -53,19 +53,12 @@ def measure(entries: Sequence[Entry], surrogate: Callable[[Entry], Surrogate], t
 
 
 def _unit(attack: PooledAttack, surrogate: Surrogate, task: Task, rows: Tensor) -> float:
-    side = min(task.images(rows[:1]).shape[2:])
-    parts = [(_part(attack, surrogate, task, rows, step), passes) for step, passes in attack.phases(surrogate, side)]
-    return sum(seconds * passes for seconds, passes in parts) / sum(passes for _, passes in parts)
-
-
-def _part(attack: PooledAttack, surrogate: Surrogate, task: Task, rows: Tensor, step: int) -> float:
-    """From that step on."""
+    attack, share = attack.timed(repeatable=surrogate.repeatable)
     condition = {key: value[rows] for key, value in task.condition.items()}
     draws = task.draws.select(rows).at(torch.zeros_like(rows))
     state = attack.begin(task.images(rows), task.labels[rows], draws, condition, torch.zeros_like(rows))
     state |= {f"given.{key}": value for key, value in condition.items()}
-    attack.come_to(state, step)
-    before, began = surrogate.cost.forwards + surrogate.cost.backwards, time.perf_counter()
+    before, began = surrogate.cost.units, time.perf_counter()
     attack.advance(surrogate, state, torch.inf, draws)
     float(state["x_adv"].sum())  # reading a number waits for the device
-    return (time.perf_counter() - began) / (surrogate.cost.forwards + surrogate.cost.backwards - before)
+    return share * (time.perf_counter() - began) / (surrogate.cost.units - before)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advcli.attacks import Cost, Judge, Square, Surrogate, measure_bound
+from advcli.attacks import Cost, Judge, Surrogate, measure_bound
 from advcli.attacks.expectation import DRAWS, ExpectedSurrogate, seeded
 from advcli.attacks.pool import Attempt, PooledAttack, Task, stream
 from advcli.attacks.substitute import substituted
@@ -59,11 +59,7 @@ class Run:
         draws = DRAWS if self.traits.random else 1
         self.judge = Judge(self.model, chunk=job.chunk, bound=bound, cost=self.cost, draws=draws)
         self.search = distributed.lead(self._settled)
-        copies = [name for name in self.search.agreements if name != search.INCREMENTAL]
-        self.followed = {"fp32": self.model, **{name: self._follow(name) for name in copies}}
-        self.incremental = None
-        if search.INCREMENTAL in self.search.agreements:
-            self.incremental = search.incremental(self.followed["folded"], self.images.images.shape[1:], job.chunk)
+        self.followed = {"fp32": self.model, **{name: self._follow(name) for name in self.search.agreements}}
         if self.search.is_fast:
             self.entries += (search.audit(self.entries, len(self.images)),)
 
@@ -87,12 +83,10 @@ class Run:
         images, labels, draws = to_float(part.images[:]), part.labels, Draws(job.seed, part.index, "attack/probe")
         with frozen(self.model):
             begun, folder = bool(self.ledger.shards()), self.ledger.directory.parent
-            asked = [entry.attack for entry in self.entries if search.asks_forwards(entry) and self._repeatable]
-            sides = images.shape[2:]
-            small = [attack.small_queries(min(sides), search.window(*sides)) for attack in asked if isinstance(attack, Square)]
-            forwards, small_forwards = len(self.images) * sum(attack.passes for attack in asked), len(self.images) * sum(small)
+            attacks = [entry.attack for entry in self.entries if search.asks_forwards(entry) and self._repeatable]
+            asked = [attack.passes * attack.timed(repeatable=True)[1] for attack in attacks if isinstance(attack, PooledAttack)]
             where = (job.loaded.network, job.head, self.judge, job.threat)
-            probe = Probe(*where, images, labels, draws, forwards, small_forwards, self.watcher.noted)
+            probe = Probe(*where, images, labels, draws, round(len(self.images) * sum(asked)), self.watcher.noted)
             return search.settle(job.search, folder, partial(probe.measure, job.search), begun=begun)
 
     def finish(self, folder: Path) -> None:
@@ -173,12 +167,12 @@ class Run:
         shard = shards.ShardWriter(
             self.ledger, self.images.index, alive, attack=entry.name, digest=self.identity["digest"], size=self.job.chunk
         )
-        before, closed, standing = self._units(), int(done.sum()), int(alive.sum())
+        before, closed, standing = self.cost.units, int(done.sum()), int(alive.sum())
         open_ = int(alive[due[~done]].sum())  # those that fell before will soon fall again
         fallen = lost = 0
 
         def worked() -> None:
-            spent = self._units() - before
+            spent = self.cost.units - before
             left = self.pace.left(number, spent - lost, open_ - fallen, standing - fallen)
             self.watcher.advanced(closed, self.worked + spent * self.pace.seconds[number], left)
 
@@ -189,16 +183,13 @@ class Run:
                 new = attempt.found.broken & final
                 broken.append(due[attempt.positions[new]])
                 closed, fallen = closed + len(rows), fallen + int(alive[broken[-1]].sum())
-                lost += int((attempt.forwards + attempt.backwards + attempt.wasted)[new].sum())
+                lost += int((attempt.units + attempt.wasted)[new].sum())
                 shard.add(rows, attempt)
                 worked()
         finally:
             shard.write()  # what is finished is kept, whatever ends the loop
-            self.worked += (self._units() - before) * self.pace.seconds[number]
+            self.worked += (self.cost.units - before) * self.pace.seconds[number]
         return torch.cat(broken) if broken else due[:0]
-
-    def _units(self) -> int:
-        return self.cost.forwards + self.cost.backwards
 
     def _attempts(self, entry: Entry, due: Tensor, done: Tensor, logits: Tensor, worked: Callable[[], None]) -> Iterator[Attempt]:
         """Attempts with positions in due. The authors' package draws by batch, so its batches are cut before what is done is left out."""
@@ -217,7 +208,7 @@ class Run:
                     torch.full_like(part, (now - then) // len(part)) for now, then in zip(self._passes(), before, strict=True)
                 )
                 none = torch.zeros_like(part)
-                yield Attempt(part, found, none, forwards, backwards, none, none, torch.ones_like(found.broken))
+                yield Attempt(part, found, none, forwards, backwards, none, none, torch.ones_like(found.broken), {})
 
     @property
     def _repeatable(self) -> bool:
@@ -236,10 +227,8 @@ class Run:
         trace = substituted(model.trace) if passed else model.trace
         if entry.surrogate == "expected":
             return ExpectedSurrogate(trace, self.cost, apart=self.traits.random == "row")
-        if not self.search.is_incremental(entry):
-            return Surrogate(trace, self.cost, error=error, repeatable=self._repeatable)
-        error = max(error, self.search.error(search.INCREMENTAL))
-        return Surrogate(trace, self.cost, error=error, repeatable=self._repeatable, incremental=self.incremental)
+        follow = Surrogate(self.followed["folded"].trace, self.cost) if precision == search.COMPILED else None
+        return Surrogate(trace, self.cost, error=error, repeatable=self._repeatable, follow=follow)
 
     def _passes(self) -> tuple[int, int]:
         return self.cost.forwards, self.cost.backwards
@@ -257,7 +246,7 @@ class Run:
         split = self.images
         table = {"index": split.index.cpu().numpy(), "label": split.labels.cpu().numpy(), "clean_margin": margins.cpu().numpy()}
         table |= {f"probe.{name}": column for name, column in (self.ledger.probes() or {}).items()}
-        names = [entry.name for entry in self.entries]
+        names = {entry.name: getattr(entry.attack, "counters", ()) for entry in self.entries}
         whole, seconds = shards.join(self.ledger, table, names, split.images.shape[1:], judged=self.search.is_fast)
         short = [name for name, count in due_to.items() if int((whole[f"run.{name}"] >= 0).sum()) != count]
         if short:

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from advcli.errors import CheckpointError, ResourceError, first_line
 from advcli.evaluation.entries import Entry
-from advcli.models import CompiledForward, FastCopy, HeadView, IncrementalForward, Network, head_of
+from advcli.models import CompiledForward, FastCopy, HeadView, Network, head_of
 from advcli.runs import atomic
 
 Follower = Network | HeadView | CompiledForward
@@ -23,15 +23,9 @@ Follower = Network | HeadView | CompiledForward
 
 Asked = Literal["auto", "fp32", "folded", "compiled", "bf16"]
 """`fp32`: the network as it is. `folded`: float32 with batch norm folded, channels last. `compiled`: that, and as one compiled graph
-for attacks that ask for no gradient, whose many forwards pay for the compiler. `bf16`: folded in bfloat16. `auto`: measure.
-
-In all but fp32 queries that change a small square cost what it reaches, where that spares enough; elsewhere than on CPUs only `auto`
-does that."""
+for attacks that ask for no gradient, whose many forwards pay for the compiler. `bf16`: folded in bfloat16. `auto`: measure."""
 
 COMPILED: Final = "compiled"
-INCREMENTAL: Final = "incremental"
-_WINDOW = 0.16  # of an image's side: where Square's squares are that small, four fifths of its 5,000 queries are still to come
-_LEAST = 1e9  # multiplications that must be spared in a pass of all rows: on a CPU, cutting windows out costs as much as half of them
 
 SHORT = 1000
 """Passes an image below which `auto` does not look: the probe would cost what it saves."""
@@ -61,8 +55,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Search:
-    """What was settled. agreements: of each fast copy that is followed, by its precision, and of `incremental`, its answers near what it
-    knows; seconds: a forward and a backward, or what is named, if timed."""
+    """What was settled. agreements: of each fast copy that is followed, by its precision; seconds: a forward and a backward, if timed."""
 
     asked: str
     precision: str
@@ -79,10 +72,6 @@ class Search:
         if COMPILED in self.agreements and asks_forwards(entry):
             return COMPILED
         return "folded" if getattr(entry.attack, "needs_float32", False) else self.precision
-
-    def is_incremental(self, entry: Entry) -> bool:
-        """Whether an attack may ask about small windows by what they reach."""
-        return INCREMENTAL in self.agreements and self.precision_of(entry) != "fp32" and asks_forwards(entry)
 
     @property
     def is_fast(self) -> bool:
@@ -103,24 +92,6 @@ def followed(network: Network, head: str, precision: str) -> Follower:
     if precision == COMPILED:
         return CompiledForward(head_of(FastCopy(network, "folded").network, head))
     return head_of(network if precision == "fp32" else FastCopy(network, precision).network, head)  # type: ignore[arg-type]
-
-
-def window(height: int, width: int) -> int:
-    """The side of the squares that are small."""
-    return max(1, round(_WINDOW * min(height, width)))
-
-
-def incremental(folded: Follower, shape: tuple[int, ...], rows: int) -> IncrementalForward | None:
-    """What answers for rows looks at images of a shape (C, H, W) with small windows changed; None where that spares too little."""
-    channels, height, width = shape
-    side = window(height, width)
-    if not isinstance(folded, (Network, HeadView)):  # what has no parts
-        return None
-    try:
-        small = IncrementalForward(folded, (channels, height, width), side, rows)
-    except ValueError:
-        return None
-    return small if small.spared * rows >= _LEAST else None
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class ShardWriter:
         index, broken = self.index[rows], found.broken[final]
         kept = broken & self.alive[rows]
         values = {"index": index, "broken": broken, "margin": found.margins[final], "steps": found.steps[final], "run": attempt.runs[final]}
+        values |= {name: count[final] for name, count in attempt.counts.items()}
         values |= {"forwards": attempt.forwards[final], "backwards": attempt.backwards[final], "judged": attempt.judged[final]}
         values |= {"adversarial": found.x_adv[final][kept], "adversarial_index": index[kept]}
         self.parts.append({key: value.cpu().numpy() for key, value in values.items()})
@@ -66,18 +67,20 @@ def stored(ledger: Ledger, attacks: Sequence[str], mine: Container[int]) -> dict
     return known
 
 
-def join(ledger: Ledger, table: Arrays, attacks: Sequence[str], shape: Sequence[int], *, judged: bool) -> tuple[Arrays, float]:
+def join(
+    ledger: Ledger, table: Arrays, attacks: Mapping[str, Sequence[str]], shape: Sequence[int], *, judged: bool
+) -> tuple[Arrays, float]:
     """(the whole table, seconds spent) from all shards.
 
-    table: index, label and clean_margin of every example, in ascending order of index; shape (C, H, W) of an image. judged:
-    with the numbers of times that the judge was asked.
+    table: index, label and clean_margin of every example, in ascending order of index; attacks: their names, and what else each
+    of them counts; shape (C, H, W) of an image. judged: with the numbers of times that the judge was asked.
     """
     shards = [ledger.read_shard(number) for number in ledger.shards()]
     n, place = len(table["index"]), {name: row for row, name in enumerate(table["index"].tolist())}
     whole = {**table, "found_by": np.full(n, -1)}
     adversarial: dict[int, Any] = {}
-    for position, attack in enumerate(attacks):
-        columns = _untouched(n, judged=judged)
+    for position, (attack, counters) in enumerate(attacks.items()):
+        columns = _untouched(n, judged=judged) | {name: np.zeros(n, np.int64) for name in counters}
         for arrays, header in shards:
             if header["entry"] == attack:
                 rows = np.array([place[name] for name in arrays["index"].tolist()], np.int64)

@@ -77,6 +77,7 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "forwards": n + _total(ledger, header, "forwards"),
         "backwards": _total(ledger, header, "backwards"),
         **({"search": search} if search is not None else {}),
+        **({"foreseen": foreseen} if (foreseen := _foreseen(ledger, header)) else {}),
         "notes": header["notes"],
         "flags": found,
         "verdict": masking.verdict(*circumstances, gated=gated, n=n),
@@ -100,7 +101,23 @@ def _readings(header: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _total(ledger: Arrays, header: dict[str, Any], what: str) -> int:
     """Passes over all attacks, what each example took itself; padding and idle rows are not in it."""
-    return int(sum(ledger[f"{what}.{entry['name']}"].sum() for entry in header["entries"]))
+    return sum(_count(ledger, entry["name"], what) for entry in header["entries"])
+
+
+def _count(ledger: Arrays, name: str, what: str) -> int:
+    return int(ledger[f"{what}.{name}"].sum())
+
+
+def _foreseen(ledger: Arrays, header: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """For each attack that foresees: queries, those of them that were `foreseen` and not looked at, those that were looked at though
+    foreseen to fail (`sampled`), and those of these that did not fail (`mistaken`)."""
+    result = {}
+    for name in (entry["name"] for entry in header["entries"]):
+        if f"foreseen.{name}" in ledger:
+            counts = {key: int(ledger[f"{key}.{name}"].sum()) for key in ("foreseen", "sampled", "mistaken")}
+            looks = _count(ledger, name, "forwards") - _count(ledger, name, "backwards")
+            result[name] = {"queries": looks + counts["foreseen"], **counts}
+    return {name: counts for name, counts in result.items() if counts["foreseen"]}
 
 
 def _borderline(ledger: Arrays, entries: Sequence[dict[str, Any]], bound: float) -> Any:

@@ -2,7 +2,6 @@
 
 from advcli.models.build import Architecture, build
 from advcli.models.fast import CompiledForward, FastCopy
-from advcli.models.incremental import IncrementalForward
 from advcli.models.modes import batch_norm_state_kept, frozen
 from advcli.models.network import ModelOutput, Network
 from advcli.models.view import HeadView, head_of, with_gate
@@ -12,7 +11,6 @@ __all__ = [
     "CompiledForward",
     "FastCopy",
     "HeadView",
-    "IncrementalForward",
     "ModelOutput",
     "Network",
     "batch_norm_state_kept",

@@ -116,17 +116,11 @@ class Network(nn.Module):
 
         select: how gates open; None as deployed. fuse: what mixes the features at a site before its gate; training only.
         """
-        return self.trace_from(0, self.normalized(x), select, fuse)
-
-    def normalized(self, x: Tensor) -> Tensor:
-        """What the first block reads of images (N, C, H, W), of any size."""
-        return (x - self.mean[:, None, None]) / self.std[:, None, None] if self.normalizes else x
-
-    def trace_from(self, block: int, x: Tensor, select: Selection | None = None, fuse: Mapping[str, Fusion] | None = None) -> ModelOutput:
-        """The same from what the block of that number reads on; gates before it are not seen."""
+        if self.normalizes:
+            x = (x - self.mean[:, None, None]) / self.std[:, None, None]
         aux: list[Tensor] = []
         fuse = fuse or {}
-        for name in self.block_names[block:]:
+        for name in self.block_names:
             x = self.run_block(name, x)
             read = self.enter(name, x) if name in self.gate_sites else x
             fused = fuse[name](read) if name in fuse else read

@@ -26,10 +26,7 @@ class HeadView(nn.Module):
         self.number = None if head == "open" else int(head.removeprefix("aux:"))
 
     def trace(self, x: Tensor) -> ModelOutput:
-        return self.trace_from(0, self.network.normalized(x))
-
-    def trace_from(self, block: int, x: Tensor) -> ModelOutput:
-        output = self.network.trace_from(block, x, self.select)
+        output = self.network.trace(x, self.select)
         logits = output.logits if self.number is None else output.aux_logits[self.number]
         return output._replace(logits=logits, aux_logits=())
 

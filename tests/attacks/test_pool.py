@@ -119,24 +119,23 @@ def test_runs_in_order_until_success_and_costs_exact(attack: PooledAttack, refus
     """Runs 0, 1, ... and none after a success; the last attempt's costs are all that the example took part in."""
     model = Spied()
     judge = (Refusing if refuse else Judge)(model, chunk=6)
-    history: dict[int, list[tuple[int, bool, bool, int, int]]] = {}
+    history: dict[int, list[tuple[int, bool, bool, int, int, int]]] = {}
     for a in stream(attack, Surrogate(model.trace), judge, task()):
-        rows = (a.positions, a.runs, a.found.broken, a.final, a.forwards, a.backwards)
+        rows = (a.positions, a.runs, a.found.broken, a.final, a.forwards, a.backwards, a.units)
         for position, *rest in zip(*(field.tolist() for field in rows), strict=True):
             history.setdefault(position, []).append(tuple(rest))
     black = isinstance(attack, Square)
     for attempts in history.values():
         assert [run for run, *_ in attempts] == list(range(len(attempts)))
-        assert [final for _, _, final, _, _ in attempts] == [False] * (len(attempts) - 1) + [True]
+        assert [final for _, _, final, *_ in attempts] == [False] * (len(attempts) - 1) + [True]
         assert [broken for _, broken, *_ in attempts[:-1]] == [False] * (len(attempts) - 1)
-        _, broken, _, forwards, backwards = attempts[-1]
+        _, broken, _, forwards, backwards, units = attempts[-1]
         assert broken or len(attempts) == attack.runs
-        if black:
-            assert backwards == 0
+        assert units == forwards + backwards or black
         if not refuse:
-            assert forwards - len(attempts) == (forwards - 1 if black else backwards)
+            assert forwards - len(attempts) == backwards or black
             if not broken:
-                assert forwards + backwards == attack.passes
+                assert units == attack.passes
         assert not (broken and refuse)
     assert len(history) == N
 

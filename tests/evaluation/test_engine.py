@@ -253,9 +253,17 @@ def test_passes_are_what_each_image_took_itself(checkpoint: Path, silent: Any, t
     robust = arrays["run.square"] == 0
     robust &= arrays["found_by"] < 0
     assert robust.any()
-    for name, forwards, backwards in (("apgd-ce", 21, 20), ("apgd-t", 9 * 21, 180), ("fab-t", 9 * 21, 180), ("square", 102, 0)):
-        assert set(arrays[f"forwards.{name}"][robust].tolist()) == {forwards}, name
+    for name, forwards, backwards in (("apgd-ce", 21, 20), ("apgd-t", 9 * 21, 180), ("fab-t", 9 * 21, 180), ("square", 102 + 2, 2)):
+        asked = arrays[f"forwards.{name}"] + (arrays["foreseen.square"] if name == "square" else 0)
+        assert set(asked[robust].tolist()) == {forwards}, name
         assert set(arrays[f"backwards.{name}"][robust].tolist()) == {backwards}, name
+    looks = arrays["forwards.square"] - arrays["backwards.square"]
+    assert report["foreseen"] == {
+        "square": {
+            "queries": int((looks + arrays["foreseen.square"]).sum()),
+            **{name: int(arrays[f"{name}.square"].sum()) for name in ("foreseen", "sampled", "mistaken")},
+        }
+    }
 
 
 # Folders that hold something already.

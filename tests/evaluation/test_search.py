@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advcli.attacks import Judge, Square, Threat
+from advcli.attacks import Judge, Threat
 from advcli.data import load_test, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResourceError, ResumeError, UsageError
@@ -24,9 +24,9 @@ from advcli.evaluation.candidates import Probe, agreement
 from advcli.evaluation.engine import evaluate
 from advcli.evaluation.job import Job, pick
 from advcli.evaluation.masking import flags
-from advcli.evaluation.search import COMPILED, INCREMENTAL, Agreement, Search
+from advcli.evaluation.search import COMPILED, Agreement, Search
 from advcli.evaluation.session import Options
-from advcli.models import Architecture, CompiledForward, FastCopy, IncrementalForward, Network, build, incremental
+from advcli.models import Architecture, CompiledForward, FastCopy, Network, build
 from advcli.recipe.schema import Data, ReverseAttention
 from advcli.runs.checkpoint import load_network
 from advcli.runs.ledger import Arrays, Ledger
@@ -135,8 +135,7 @@ def test_a_stopped_run_goes_on_with_the_stored_decision(
     path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     """Never measured again, although the clock would now say otherwise; to the byte what a run in one go gives."""
-    seconds = {"fp32": 3e-6, "folded": 2e-6, "bf16": 1e-6, INCREMENTAL: 1e-6}
-    monkeypatch.setattr(Probe, "_seconds", lambda self, models, *rest, **more: {name: seconds[name] for name in models})
+    monkeypatch.setattr(Probe, "_seconds", lambda *rest, **more: {"fp32": 3e-6, "folded": 2e-6, "bf16": 1e-6})
     monkeypatch.setattr(search, "_SPREAD", 1.0)
     result(job(path, "auto"), tmp_path / "whole", silent)
     calls = []
@@ -191,9 +190,9 @@ def probe(path: Path) -> Asked:
     return network, Judge(network, chunk=16), to_float(images.images), images.labels
 
 
-def asking(probe: Asked, forwards: int, small: int = 0) -> Probe:
+def asking(probe: Asked, forwards: int) -> Probe:
     network, judge, x, y = probe
-    return Probe(network, "final", judge, Threat("linf", 0.1), x, y, Draws(0, torch.arange(64), "probe"), forwards, small, pytest.fail)
+    return Probe(network, "final", judge, Threat("linf", 0.1), x, y, Draws(0, torch.arange(64), "probe"), forwards, pytest.fail)
 
 
 def test_agreement_is_what_it_says(probe: Asked) -> None:
@@ -279,88 +278,6 @@ def test_forwards_are_compiled_where_that_pays_and_agrees(
     assert (asked.precision, set(asked.agreements)) == ("folded", {"folded", COMPILED})
 
 
-@pytest.fixture
-def small_squares(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Squares of half a side are small enough, and whatever saves something saves enough."""
-    monkeypatch.setattr(search, "_WINDOW", 0.5)
-    monkeypatch.setattr(search, "_LEAST", 0)
-    monkeypatch.setattr(incremental, "_SAVES", 0.0)
-
-
-@pytest.mark.usefixtures("small_squares")
-@pytest.mark.parametrize(
-    ("forwards", "second", "error", "taken"),
-    [
-        (10, 0.5, 0.0, True),
-        (10, 0.95, 0.0, False),
-        (10, 0.5, 0.01, False),
-        (0, 0.5, 0.0, False),
-    ],
-    ids=["quick", "slow", "wrong", "unasked"],
-)
-def test_small_squares_are_looked_at_alone_where_that_pays_and_agrees(
-    probe: Asked, monkeypatch: pytest.MonkeyPatch, forwards: int, second: float, error: float, taken: bool
-) -> None:
-    trace = IncrementalForward.trace
-
-    def erring(self: IncrementalForward, *looks: Tensor) -> Any:
-        output = trace(self, *looks)
-        return output._replace(logits=output.logits + error * torch.eye(10)[0])
-
-    monkeypatch.setattr(IncrementalForward, "trace", erring)
-    seconds = {"fp32": 3.0, "folded": 1.0, "bf16": 1.0, INCREMENTAL: second}
-    monkeypatch.setattr(Probe, "_seconds", lambda self, models, *rest, **more: {name: seconds[name] for name in models})
-    asked = asking(probe, 2 * forwards, forwards)
-    settled = asked.measure("auto")
-    assert (INCREMENTAL in settled.agreements) == taken
-    if taken:
-        assert settled.seconds.items() >= {"folded forward": 1.0, "incremental forward": 0.5}.items()
-        assert 0 < settled.error(INCREMENTAL) < 1e-3
-    entries = {entry.name: entry for entry in suites.suite("aa").entries(Threat("linf", 0.1), 10)}
-    assert [name for name, entry in entries.items() if settled.is_incremental(entry)] == ["square"] * taken
-    assert not settled.is_incremental(search.audit((entries["square"],), 10))
-    monkeypatch.setattr(Probe, "_seconds", lambda *rest, **more: pytest.fail("what is asked for by name is not left to the clock"))
-    assert (INCREMENTAL in asked.measure("folded").agreements) == (forwards > 0 and not error)
-
-
-def test_small_squares_must_spare_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = FastCopy(build(Architecture("resnet18", 0.0625, 5, 3, 32), 0).eval(), "folded").network
-    small = search.incremental(network, (3, 32, 32), 16)
-    assert small is None
-    monkeypatch.setattr(search, "_LEAST", 1e6)
-    assert (small := search.incremental(network, (3, 32, 32), 16)) is not None
-    assert (small.side, small.spared * 16 >= 1e6) == (5, True)
-    assert search.incremental(network, (3, 32, 32), 0) is None
-    assert search.incremental(CompiledForward(network), (3, 32, 32), 16) is None
-
-
-def test_what_small_squares_are_asked_for_is_not_compiled_for(probe: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four fifths of the queries ask no more for whole images, so the compiler pays later."""
-    seconds = {"fp32": 3.0, "folded": 16.0, "bf16": 16.0, COMPILED: 4.0}
-    monkeypatch.setattr(search, "CompiledForward", Interpreted)
-    monkeypatch.setattr(Probe, "_seconds", lambda self, models, *rest, **more: {name: seconds[name] for name in models})
-    one = Agreement(0.0, 1.0, None)
-    for agreements, forwards, compiled in (
-        ({}, 119, False),
-        ({}, 121, True),
-        ({INCREMENTAL: one}, 599, False),
-        ({INCREMENTAL: one}, 601, True),
-    ):
-        settled = Search("auto", "folded", agreements, {})
-        network, _, x, _ = probe
-        assert (COMPILED in asking(probe, forwards, 480)._with_compiled(settled, network, [x]).agreements) == compiled
-
-
-@pytest.mark.parametrize("side", range(4, 257))
-def test_small_squares_are_those_of_four_fifths_of_square(side: int) -> None:
-    square = {entry.name: entry.attack for entry in suites.suite("aa").entries(Threat("linf", 0.1), 10)}["square"]
-    assert square.small_queries(side, search.window(side, side + 3)) >= 3999
-    assert search.window(side, side) == max(1, round(0.16 * side)) == search.window(side + 9, side)
-    (short,) = (entry.attack for entry in suites.suite("fast").entries(Threat("linf", 0.1), 10) if entry.name == "square")
-    assert side < 8 or short.small_queries(side, search.window(side, side)) == 0
-    assert replace(square, threat=Threat("l2", 1.0)).small_queries(side, side) == 0
-
-
 def test_a_compiler_that_fails_costs_one_line(probe: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(CompiledForward):
         def __init__(self, model: Network) -> None:
@@ -392,33 +309,6 @@ def test_a_compiled_search_goes_the_way_of_the_copy_and_on_after_a_stop(
     monkeypatch.setattr(search, "CompiledForward", MagicMock(side_effect=RuntimeError("no compiler on this machine")))
     with pytest.raises(ResourceError, match="no compiler on this machine"):
         result(job(path, COMPILED), tmp_path / "moved", silent, resume=True)
-
-
-@pytest.mark.usefixtures("short", "small_squares")
-def test_small_squares_go_the_same_way_in_any_company_and_on_after_a_stop(
-    path: Path, silent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    running, asked, trace = ["nothing"], set[tuple[str, int]](), IncrementalForward.trace
-    monkeypatch.setattr(suites, "Square", partial(Square, queries=90))
-    monkeypatch.setattr(
-        IncrementalForward, "trace", lambda self, looks, *rest: (asked.add((running[-1], len(looks))), trace(self, looks, *rest))[1]
-    )
-    silent.attacking = lambda name, *rest: running.append(name)
-    folder = tmp_path / "whole"
-    whole, report = result(job(path, "folded"), folder, silent)
-    assert asked == {("nothing", 16), ("square", 16)}
-    assert report["search"]["precision"] == "folded"
-    stop_in_square(silent, job(path, "folded"), tmp_path / "stopped")
-    result(job(path, "folded"), tmp_path / "stopped", silent, resume=True)
-    assert receipts(tmp_path / "stopped") == receipts(folder)
-    work = job(path, "folded")
-    turned, _ = result(replace(work, images=work.images.take(torch.arange(N).flip(0))), tmp_path / "turned", silent)
-    order = {index: place for place, index in enumerate(turned["index"].tolist())}
-    places = [order[index] for index in whole["index"].tolist()]
-    for name in ("broken.square", "margin.square", "forwards.square"):
-        assert np.array_equal(turned[name][places], whole[name], equal_nan=name.startswith("margin")), name
-    plain, _ = result(job(path, "fp32"), tmp_path / "fp32", silent)
-    assert abs(int(robust(whole).sum()) - int(robust(plain).sum())) <= 1
 
 
 def stop_in_square(silent: Any, work: Job, folder: Path) -> None:
