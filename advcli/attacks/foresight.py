@@ -22,11 +22,9 @@ _GROUP = 8  # of the rows are foreseen anew at a time, or an eighth of many
 
 
 def unknown(x: Tensor) -> State:
-    """What fresh rows x (N, C, H, W) know: r^2 summed and counted, and root mean squares that are enough. `foreseen`: proposals that were
-    not looked at; `sampled`: those that were but needed no look; `mistaken`: those of them that raised the margin."""
-    zero, none = x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    counts = {"foreseen": none, "sampled": none.clone(), "mistaken": none.clone()}
-    return {"squared": zero, "counted": zero.clone(), "width": torch.full_like(zero, _WIDTH), **counts}
+    """What fresh rows x (N, C, H, W) know: r^2 summed and counted, and root mean squares that are enough."""
+    zero = x.new_zeros(len(x))
+    return {"squared": zero, "counted": zero.clone(), "width": torch.full_like(zero, _WIDTH)}
 
 
 class Foresight:

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from advcli.attacks.attack import Found
 from advcli.attacks.judge import Judge, pad
-from advcli.attacks.state import State, join, pick, size
+from advcli.attacks.state import SPARING, State, join, pick, size
 from advcli.attacks.surrogate import Condition, Surrogate
 from advcli.attacks.turns import Job, Turns
 from advcli.draws import Draws
 
-_PATIENCE = 5  # units of work for which rows wait for company before the judge is asked, when nothing waits for their places
-_ENDED = ("position", "run", "x_adv", "step", "forwards", "backwards", "wasted", "judged")  # what is kept of a row that was judged
+_PATIENCE = 10  # units of work for which rows wait for company before the judge is asked, when nothing waits for their places
+_SPENT = ("forwards", "backwards", "judged", *SPARING)  # summed over an example's runs
+_ENDED = ("position", "run", "x_adv", "step", "wasted", *_SPENT)  # what is kept of a row that was judged
 
 
 class Task(NamedTuple):
@@ -43,7 +44,7 @@ class Attempt(NamedTuple):
     final (M,) bool: broken, or out of runs. forwards and backwards are all that was spent on the example up to this run, and
     judged says how many of the forwards were the judge's. wasted: passes that were made ahead and came to nothing, those of later
     runs that its success made needless among them; unlike the others it depends on the company, so it is for the clock alone.
-    counts: (M,) for each of the attack's own counters, of this run.
+    sparing: of attacks that spare, (M,) each: `spared`, `sampled` and `mistaken` as states have them, on all runs up to this one.
     """
 
     positions: Tensor
@@ -54,12 +55,12 @@ class Attempt(NamedTuple):
     judged: Tensor
     wasted: Tensor
     final: Tensor
-    counts: Mapping[str, Tensor]
+    sparing: Mapping[str, Tensor]
 
     @property
     def units(self) -> Tensor:
         """(M,) units of work, as Cost counts them."""
-        return self.forwards + self.backwards + self.counts.get("foreseen", 0)
+        return self.forwards + self.backwards + self.sparing.get("spared", 0)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class PooledAttack:
     needs_logits: ClassVar[bool] = False  # whether begin reads condition["logits"] (N, K), the clean logits
     needs_gradient: ClassVar[bool] = True  # whether its work is in following gradients, and not in asking for answers
     needs_float32: ClassVar[bool] = False  # whether a surrogate that rounds to bfloat16 would mislead it
-    counters: ClassVar[tuple[str, ...]] = ()  # what else its state counts for each example
+    spares: ClassVar[bool] = False  # whether it leaves out what cannot matter, and keeps count of that
 
     @property
     def runs(self) -> int:
@@ -151,7 +152,7 @@ class _Pool:
         self.patience = _PATIENCE
         self.returned: State = {}  # rows that the judge did not confirm: they go on where they were
         self.ended: State = {}  # judged rows of runs that count once those before them have failed
-        self.spent = torch.zeros(3, len(task.labels), dtype=torch.int64, device=task.labels.device)
+        self.spent = torch.zeros(len(_SPENT), len(task.labels), dtype=torch.int64, device=task.labels.device)
         self.wasted = torch.zeros_like(self.spent[0])
 
     @property
@@ -232,7 +233,7 @@ class _Pool:
         back = pick(rows, unconfirmed)
         back |= {"hit": torch.zeros_like(back["hit"]), "excused": torch.ones_like(back["hit"])}
         self.returned = join(self.returned, back)
-        ended = {key: rows[key] for key in (*_ENDED, *self.attack.counters)} | {"margin": margins, "broken": broken}
+        ended = {key: rows[key] for key in _ENDED} | {"margin": margins, "broken": broken}
         yield from self._settle(pick(ended, ~unconfirmed))
 
     def _ask(self, rows: State, points: Tensor, asked: Tensor) -> Tensor:
@@ -279,13 +280,13 @@ class _Pool:
 
     def _attempt(self, rows: State) -> Attempt:
         position, broken = rows["position"], rows["broken"]
-        self.spent[:, position] += torch.stack([rows["forwards"], rows["backwards"], rows["judged"]])
+        self.spent[:, position] += torch.stack([rows[name] for name in _SPENT])
         self.wasted[position] += rows["wasted"]
-        forwards, backwards, judged = self.spent[:, position]
+        forwards, backwards, judged, *spared = self.spent[:, position]
         found = Found(rows["x_adv"], rows["margin"], broken, torch.where(broken, rows["step"], -1))
         last = rows["run"] + 1 >= self.attack.runs
-        counts = {name: rows[name] for name in self.attack.counters}
-        return Attempt(position, found, rows["run"], forwards, backwards, judged, self.wasted[position], broken | last, counts)
+        sparing = dict(zip(SPARING, spared, strict=True)) if self.attack.spares else {}
+        return Attempt(position, found, rows["run"], forwards, backwards, judged, self.wasted[position], broken | last, sparing)
 
 
 def _jobs(rows: State) -> list[Job]:

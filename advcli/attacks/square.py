@@ -41,7 +41,7 @@ class Square(PooledAttack):
 
     needs_float32: ClassVar[bool] = True  # it keeps what raises the margin by little, which rounding hides: it ends on lower margins
     needs_gradient: ClassVar[bool] = False
-    counters: ClassVar[tuple[str, ...]] = ("foreseen", "sampled", "mistaken")
+    spares: ClassVar[bool] = True
 
     threat: Threat
     queries: int = 5000
@@ -50,7 +50,6 @@ class Square(PooledAttack):
 
     @property
     def passes(self) -> int:
-        """Foreseen queries are passes, too: what is foreseen of an example is not known before."""
         return self.queries + 2 + 2 * self._gradients
 
     @property
@@ -81,7 +80,7 @@ class Square(PooledAttack):
         if not bool(live.any()):
             return
         squares = _Squares(self, state, draws.sub("squares").at(block).uniform((_BLOCK, 5 + state["x"].shape[1])), block)
-        foresight, foreseen = self._foresight(surrogate, state, squares, live), state["foreseen"]
+        foresight, spared = self._foresight(surrogate, state, squares, live), state["spared"]
         while True:
             open_ = (squares.query >= state["step"][:, None]) & (squares.query <= self.queries) & ~(state["hit"] | state["over"])[:, None]
             wanted = open_ if foresight is None else open_ & (foresight.looked | (squares.query == 0))
@@ -101,7 +100,7 @@ class Square(PooledAttack):
                 foresight.improved(state["best"], torch.nonzero(better)[:, 0])
         if foresight is not None:
             foresight.learn(state)
-        surrogate.cost.foreseen += int((state["foreseen"] - foreseen).sum())
+        surrogate.cost.spared += int((state["spared"] - spared).sum())
 
     def _foresight(self, surrogate: Surrogate, state: State, squares: _Squares, live: Tensor) -> Foresight | None:
         """What the margins' gradients at the best points tell of a block; a forward and a backward for each live row (N,)."""
@@ -153,8 +152,8 @@ class Square(PooledAttack):
         return used, better
 
     def _come_to(self, s: State, step: Tensor, looks: Tensor | int) -> None:
-        """Rows come to their queries step (N,); what was passed beside looks is foreseen."""
-        s["foreseen"] = s["foreseen"] + (step - s["step"]) - looks
+        """Rows come to their queries step (N,); what was passed beside looks is spared."""
+        s["spared"] = s["spared"] + (step - s["step"]) - looks
         s["step"] = step
         s["over"] = s["over"] | (~s["hit"] & (step > self.queries))
 

@@ -11,15 +11,20 @@ from advcli.attacks.surrogate import Condition
 State = dict[str, Tensor]
 """Rows of live examples, first axis everywhere. Every attack keeps `x`, `y`, `x_adv` (the candidate), `step` (iterations so
 far), `hit` (the surrogate is fooled at x_adv), `over` (no iterations left; x_adv was not looked at yet), `excused` (the judge
-was not fooled at x_adv: go on), `forwards` and `backwards` (passes spent), `wasted` (passes beside them, thrown away); `best` (the
-best point by the surrogate) where that need not be x_adv. The pool adds `judged` (times the judge was asked), `position` (-1: a free
-row, which comes to the attack as `over`), `run`, `index` and the condition's tensors as `given.NAME`. Empty where there are no rows."""
+was not fooled at x_adv: go on), `forwards` and `backwards` (passes spent), `wasted` (passes beside them, thrown away), `spared`
+(passes that could not matter and were not made), `sampled` (cases in which they were made all the same, to see), `mistaken` (those
+of them in which they did matter); `best` (the best point by the surrogate) where that need not be x_adv. The pool adds `judged`
+(times the judge was asked), `position` (-1: a free row, which comes to the attack as `over`), `run`, `index` and the condition's
+tensors as `given.NAME`. Empty where there are no rows."""
+
+
+SPARING = ("spared", "sampled", "mistaken")
 
 
 def fresh(x: Tensor, y: Tensor, x_adv: Tensor) -> State:
     """The entries that every attack's state has."""
     zeros, no = torch.zeros_like(y), torch.zeros_like(y, dtype=torch.bool)
-    counts = {"step": zeros, "forwards": zeros.clone(), "backwards": zeros.clone(), "wasted": zeros.clone()}
+    counts = {name: zeros.clone() for name in ("step", "forwards", "backwards", "wasted", *SPARING)}
     return {"x": x, "y": y, "x_adv": x_adv, **counts, "hit": no, "over": no.clone(), "excused": no.clone()}
 
 

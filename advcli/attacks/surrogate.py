@@ -19,16 +19,16 @@ Loss = Callable[[ModelOutput, Tensor, Condition], Tensor]
 
 @dataclass
 class Cost:
-    """Images passed forward and backward, and proposals that were foreseen and so needed no pass."""
+    """Images passed forward and backward, and passes that were spared because they could not matter."""
 
     forwards: int = 0
     backwards: int = 0
-    foreseen: int = 0
+    spared: int = 0
 
     @property
     def units(self) -> int:
         """Of work: what progress is counted in."""
-        return self.forwards + self.backwards + self.foreseen
+        return self.forwards + self.backwards + self.spared
 
 
 class Surrogate:

@@ -21,7 +21,7 @@ from advcli.evaluation.search import COMPILED, Agreement, Follower, Search, comp
 from advcli.models import Network
 from advcli.training.turns import by_turns
 
-_LONG = 120.0  # seconds of forwards for which the compiler, which takes a few to half a minute, is asked
+_LONG = 240.0  # seconds of forwards for which the compiler, which takes a few to half a minute, is asked
 _GAIN = 1.1  # how much quicker a candidate must be, so that noise of the clock decides nothing
 _SAFETY = 2.0  # for images that the probe did not look at
 

@@ -85,8 +85,9 @@ class Run:
             begun, folder = bool(self.ledger.shards()), self.ledger.directory.parent
             attacks = [entry.attack for entry in self.entries if search.asks_forwards(entry) and self._repeatable]
             asked = [attack.passes * attack.timed(repeatable=True)[1] for attack in attacks if isinstance(attack, PooledAttack)]
+            right = float((~self.judge.broken(self.judge.margins(images, labels))).double().mean())  # the others are not attacked
             where = (job.loaded.network, job.head, self.judge, job.threat)
-            probe = Probe(*where, images, labels, draws, round(len(self.images) * sum(asked)), self.watcher.noted)
+            probe = Probe(*where, images, labels, draws, round(right * len(self.images) * sum(asked)), self.watcher.noted)
             return search.settle(job.search, folder, partial(probe.measure, job.search), begun=begun)
 
     def finish(self, folder: Path) -> None:
@@ -246,7 +247,7 @@ class Run:
         split = self.images
         table = {"index": split.index.cpu().numpy(), "label": split.labels.cpu().numpy(), "clean_margin": margins.cpu().numpy()}
         table |= {f"probe.{name}": column for name, column in (self.ledger.probes() or {}).items()}
-        names = {entry.name: getattr(entry.attack, "counters", ()) for entry in self.entries}
+        names = {entry.name: getattr(entry.attack, "spares", False) for entry in self.entries}
         whole, seconds = shards.join(self.ledger, table, names, split.images.shape[1:], judged=self.search.is_fast)
         short = [name for name, count in due_to.items() if int((whole[f"run.{name}"] >= 0).sum()) != count]
         if short:

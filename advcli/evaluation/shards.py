@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from advcli.attacks.pool import Attempt
+from advcli.attacks.state import SPARING
 from advcli.gates.whole import processes
 from advcli.runs.ledger import Arrays, Ledger
 from advcli.training import distributed
@@ -35,7 +36,7 @@ class ShardWriter:
         index, broken = self.index[rows], found.broken[final]
         kept = broken & self.alive[rows]
         values = {"index": index, "broken": broken, "margin": found.margins[final], "steps": found.steps[final], "run": attempt.runs[final]}
-        values |= {name: count[final] for name, count in attempt.counts.items()}
+        values |= {name: count[final] for name, count in attempt.sparing.items()}
         values |= {"forwards": attempt.forwards[final], "backwards": attempt.backwards[final], "judged": attempt.judged[final]}
         values |= {"adversarial": found.x_adv[final][kept], "adversarial_index": index[kept]}
         self.parts.append({key: value.cpu().numpy() for key, value in values.items()})
@@ -67,20 +68,18 @@ def stored(ledger: Ledger, attacks: Sequence[str], mine: Container[int]) -> dict
     return known
 
 
-def join(
-    ledger: Ledger, table: Arrays, attacks: Mapping[str, Sequence[str]], shape: Sequence[int], *, judged: bool
-) -> tuple[Arrays, float]:
+def join(ledger: Ledger, table: Arrays, attacks: Mapping[str, bool], shape: Sequence[int], *, judged: bool) -> tuple[Arrays, float]:
     """(the whole table, seconds spent) from all shards.
 
-    table: index, label and clean_margin of every example, in ascending order of index; attacks: their names, and what else each
-    of them counts; shape (C, H, W) of an image. judged: with the numbers of times that the judge was asked.
+    table: index, label and clean_margin of every example, in ascending order of index; attacks: their names, and whether they spare;
+    shape (C, H, W) of an image. judged: with the numbers of times that the judge was asked.
     """
     shards = [ledger.read_shard(number) for number in ledger.shards()]
     n, place = len(table["index"]), {name: row for row, name in enumerate(table["index"].tolist())}
     whole = {**table, "found_by": np.full(n, -1)}
     adversarial: dict[int, Any] = {}
-    for position, (attack, counters) in enumerate(attacks.items()):
-        columns = _untouched(n, judged=judged) | {name: np.zeros(n, np.int64) for name in counters}
+    for position, (attack, spares) in enumerate(attacks.items()):
+        columns = _untouched(n, judged=judged, spares=spares)
         for arrays, header in shards:
             if header["entry"] == attack:
                 rows = np.array([place[name] for name in arrays["index"].tolist()], np.int64)
@@ -104,8 +103,8 @@ def _passed(headers: Sequence[dict[str, Any]]) -> float:
     return sum(max(of.values()) for of in spent.values())
 
 
-def _untouched(n: int, *, judged: bool) -> Arrays:
+def _untouched(n: int, *, judged: bool, spares: bool) -> Arrays:
     """An attack's columns for examples that it was not run on."""
-    counts = ("forwards", "backwards", "judged") if judged else ("forwards", "backwards")
+    counts = ("forwards", "backwards", *(("judged",) if judged else ()), *(SPARING if spares else ()))
     numbers = {"steps": np.full(n, -1), "run": np.full(n, -1), **{name: np.zeros(n, np.int64) for name in counts}}
     return {"broken": np.zeros(n, bool), "margin": np.full(n, np.nan, np.float32), **numbers}

@@ -77,7 +77,7 @@ def summarise(ledger: Arrays, header: dict[str, Any]) -> dict[str, Any]:
         "forwards": n + _total(ledger, header, "forwards"),
         "backwards": _total(ledger, header, "backwards"),
         **({"search": search} if search is not None else {}),
-        **({"foreseen": foreseen} if (foreseen := _foreseen(ledger, header)) else {}),
+        **({"sparing": sparing} if (sparing := _sparing(ledger, header)) else {}),
         "notes": header["notes"],
         "flags": found,
         "verdict": masking.verdict(*circumstances, gated=gated, n=n),
@@ -108,16 +108,15 @@ def _count(ledger: Arrays, name: str, what: str) -> int:
     return int(ledger[f"{what}.{name}"].sum())
 
 
-def _foreseen(ledger: Arrays, header: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """For each attack that foresees: queries, those of them that were `foreseen` and not looked at, those that were looked at though
-    foreseen to fail (`sampled`), and those of these that did not fail (`mistaken`)."""
+def _sparing(ledger: Arrays, header: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """For each attack that spared passes: `spared`; `passes`, those among which they were; `sampled`, cases in which passes were made
+    though they could have been spared; and `mistaken`, those of them in which they mattered."""
     result = {}
     for name in (entry["name"] for entry in header["entries"]):
-        if f"foreseen.{name}" in ledger:
-            counts = {key: int(ledger[f"{key}.{name}"].sum()) for key in ("foreseen", "sampled", "mistaken")}
-            looks = _count(ledger, name, "forwards") - _count(ledger, name, "backwards")
-            result[name] = {"queries": looks + counts["foreseen"], **counts}
-    return {name: counts for name, counts in result.items() if counts["foreseen"]}
+        if f"spared.{name}" in ledger and (spared := _count(ledger, name, "spared")):
+            passes = spared + _count(ledger, name, "forwards") + _count(ledger, name, "backwards")
+            result[name] = {"passes": passes, "spared": spared, **{key: _count(ledger, name, key) for key in ("sampled", "mistaken")}}
+    return result
 
 
 def _borderline(ledger: Arrays, entries: Sequence[dict[str, Any]], bound: float) -> Any:

@@ -68,8 +68,8 @@ def show_attack(report: Mapping[str, Any], folder: str) -> None:
     _show_classes(report)
     if "search" in report:
         OUT.print(_searched(report["search"]), soft_wrap=True)
-    for name, counts in report.get("foreseen", {}).items():
-        OUT.print(f"{literal(name)} {_foreseen(counts)}", soft_wrap=True)
+    for name, counts in report.get("sparing", {}).items():
+        OUT.print(f"{literal(name)} {_spared(counts)}", soft_wrap=True)
     for note in report["notes"]:
         OUT.print(f"note {literal(note)}")
     _show_flags(report["flags"])
@@ -115,10 +115,10 @@ def _searched(search: Mapping[str, Any]) -> str:
     return f"searched in {search['precision']}: {signs}; {audited}; {search['judge_calls']:,} judge calls"
 
 
-def _foreseen(counts: Mapping[str, int]) -> str:
-    """How many queries an attack did not look at, and what a sample says of them."""
-    foresaw = f"foresaw {percent(counts['foreseen'] / counts['queries'])} % of {counts['queries']:,} queries"
-    return f"{foresaw}; of {counts['sampled']:,} looked at though foreseen to fail, {counts['mistaken']} did not"
+def _spared(counts: Mapping[str, int]) -> str:
+    """How many passes an attack left out, and what a sample says of them."""
+    left_out = f"spared {percent(counts['spared'] / counts['passes'])} % of {counts['passes']:,} passes"
+    return f"{left_out}; of {counts['sampled']:,} cases that were tried all the same {counts['mistaken']} would have mattered"
 
 
 def show_curve(report: Mapping[str, Any]) -> None:

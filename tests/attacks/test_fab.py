@@ -241,3 +241,109 @@ def test_a_network_without_answers_outside_the_ball_is_not_broken_by_that() -> N
     assert bool(found.x_adv.isfinite().all())
     near = distances(model, clean, y, "linf") <= threat.eps
     assert not bool((found.broken & ~near).any())
+
+
+# Runs that are given up.
+
+
+def settled_after(distances: list[float], eps: float) -> int | None:
+    """The step after which a run that is adversarial at these distances (inf: it is not) is given up, in plain words; None for never."""
+    for end in range(20, len(distances) + 1, 10):
+        last, closest, before = distances[end - 10 : end], min(distances[:end]), min(distances[: end - 10])
+        adversarial = [distance for distance in last if distance < np.inf]
+        steady = len(adversarial) >= 4 and max(adversarial) <= 1.05 * closest
+        if steady and before < np.inf and closest >= 0.97 * before and closest > 2 * eps:
+            return end
+    return None
+
+
+class Told(Surrogate):
+    """Answers with margins (steps,), whatever it is shown; there is no way to go."""
+
+    def __init__(self, margins: list[float]) -> None:
+        super().__init__(lambda x: ModelOutput(x, (), x, x))
+        self.margins = iter(margins)
+
+    def __call__(self, x: Tensor, condition: object) -> ModelOutput:
+        logits = torch.tensor([0.0, next(self.margins)], dtype=x.dtype).expand(len(x), 2) + 0 * x.flatten(1)[:, :1]
+        return ModelOutput(logits, (), x, x)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_run_is_given_up_where_it_has_settled_far_outside(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the step that the rule says, of walks of all kinds; or, one in 32, not at all."""
+    draw = np.random.default_rng(seed)
+    eps, level, noise, share = 0.05, draw.choice([0.09, 0.105, 0.2]), draw.choice([0.005, 0.01, 0.05]), draw.choice([0.35, 0.6, 1.0])
+    decay = draw.choice([1.0, 3.0]) ** (-np.arange(70) / draw.choice([5.0, 60.0]))
+    walk = level * (1 + decay - decay[-1]) * (1 + noise * draw.random(70))
+    fooled = draw.random(70) < share
+    points = iter(torch.from_numpy(walk))
+    monkeypatch.setattr(Threat, "distance", lambda self, a, b: next(points).expand(len(a)))
+    monkeypatch.setattr(Fab, "_step", lambda self, state, *rest, **more: state["x_adv"])
+    x, attack = torch.full((256, 1, 4, 4), 0.5, dtype=torch.float64), Fab(Threat("linf", eps), steps=90, targets=1)
+    y, surrogate = torch.zeros(256, dtype=torch.int64), Told(np.where(fooled, 1.0, -1.0).tolist())
+    draws = Draws(0, torch.arange(256), "settled")
+    state = attack.begin(x, y, draws, {"logits": torch.zeros(256, 2)}, y)
+    over = torch.full((256,), -1)
+    monkeypatch.setattr(
+        Fab, "_finish", lambda self, surrogate, state, gives_up: over.masked_fill_((over < 0) & gives_up, int(state["step"][0]))
+    )
+    for _ in range(70):
+        attack.advance(surrogate, state, 0.0, draws)
+    expected = settled_after(np.where(fooled, walk, np.inf).tolist(), eps)
+    sample = draws.sub("sample").uniform(()) < 1 / 32
+    assert 0 < int(sample.sum()) < 25
+    assert bool((over[sample] == -1).all())
+    assert bool((over[~sample] == (-1 if expected is None else expected)).all())
+    assert bool((state["sampled"] == (sample & (expected is not None)).long()).all())
+
+
+def test_the_walks_above_are_of_both_kinds() -> None:
+    assert settled_after([0.11] * 20, 0.05) == 20
+    assert settled_after([0.11] * 20, 0.06) is None
+    assert settled_after([0.2] * 10 + [0.11] * 20, 0.05) == 30
+    assert settled_after([0.11, np.inf, np.inf] * 7, 0.05) is None
+    assert settled_after([np.inf] * 10 + [0.11] * 20, 0.05) == 30
+    assert settled_after([0.11, 0.12] * 40, 0.05) is None
+    assert settled_after([0.11, 0.115] * 40, 0.05) == 20
+
+
+@each_norm
+def test_giving_up_spares_passes_and_loses_nothing(norm: str) -> None:
+    """On linear classifiers, of all distances: the same verdicts with half of the passes, and every pass is accounted for."""
+    model, x = Linear(), pictures(40)
+    y = model(x).argmax(1)
+    exact = distances(model, x, y, norm)
+    threat = Threat(norm, float(exact.quantile(0.4)))  # type: ignore[arg-type]
+    fallen, spent = {}, {}
+    for gives_up in (False, True):
+        task, cost = Task(lambda pick: x[pick], y, Draws(0, torch.arange(40), ""), {"logits": model(x)}), Cost()
+        attack = Fab(threat, targets=3, gives_up=gives_up)
+        attempts = [a for a in stream(attack, Surrogate(model.trace, cost), Judge(model, chunk=16), task) if bool(a.final.any())]
+        broken, units = torch.zeros(40, dtype=torch.bool), torch.zeros(40, dtype=torch.int64)
+        for a in attempts:
+            broken[a.positions[a.final]], units[a.positions[a.final]] = a.found.broken[a.final], a.units[a.final]
+        assert bool((units[~broken] == attack.passes).all())
+        fallen[gives_up], spent[gives_up] = broken, cost
+    assert torch.equal(fallen[True], fallen[False])
+    assert 10 < int(fallen[True].sum()) < 30
+    assert spent[False].spared == 0
+    assert spent[True].forwards < 0.6 * spent[False].forwards
+
+
+def test_gates_that_open_and_shut_let_no_run_settle() -> None:
+    """What is adversarial one step and not at all the next, or at distances that jump, is walked to its end."""
+
+    class Gated(Linear):
+        def trace(self, x: Tensor) -> ModelOutput:
+            z = self(x)
+            shut = (x.detach() * 7919).sum((1, 2, 3)).remainder(1) < 0.5
+            return ModelOutput(z + 2.0 * (shut[:, None] * torch.eye(4, dtype=z.dtype)[0]), (), x, x)
+
+    x, cost = pictures(40), Cost()
+    model = Gated()
+    y = model(x).argmax(1)
+    task = Task(lambda pick: x[pick], y, Draws(0, torch.arange(40), ""), {"logits": model(x)})
+    for _ in stream(Fab(Threat("linf", 0.01), targets=3), Surrogate(model.trace, cost), Judge(model, chunk=16, bound=-torch.inf), task):
+        pass
+    assert cost.spared < 0.1 * (cost.forwards + cost.backwards)

@@ -14,6 +14,7 @@ from advcli.attacks.foresight import Foresight, unknown
 from advcli.attacks.losses import attack_loss, margin
 from advcli.attacks.pool import Attempt, Task, stream
 from advcli.attacks.square import propose_linf
+from advcli.attacks.state import SPARING, fresh
 from advcli.draws import Draws
 from advcli.models import ModelOutput
 
@@ -35,7 +36,8 @@ def known(n: int, height: int = 12, width: int = 9, seed: int = 0) -> tuple[dict
     size = torch.randint(1, 10, (n, Q), generator=draw)
     places = tuple((torch.rand(n, Q, generator=draw) * (length - size + 1)).long() for length in (height, width))
     gradient = torch.randn(x.shape, generator=draw, dtype=torch.float64)
-    return {"x": x, "best": best, **unknown(x)}, gradient, (*places, size), torch.rand(n, Q, 3, generator=draw) < 0.5
+    zeros = torch.zeros(n, dtype=torch.int64)
+    return {**fresh(x, zeros, best), "best": best, **unknown(x)}, gradient, (*places, size), torch.rand(n, Q, 3, generator=draw) < 0.5
 
 
 def changes(state: dict[str, Tensor], places: tuple[Tensor, ...], up: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ def test_the_search_goes_the_way_that_it_would_have_gone_with_far_fewer_looks() 
     looks = int(column(seeing, lambda a: a.forwards - a.backwards).sum())
     assert looks < 0.6 * int(column(plain, lambda a: a.forwards).sum())
     assert bool((column(seeing, lambda a: a.units) == Square(THREAT, queries=QUERIES).passes).all())
-    assert int(column(seeing, lambda a: a.counts["sampled"]).sum()) > 0
+    assert int(column(seeing, lambda a: a.sparing["sampled"]).sum()) > 0
 
 
 LIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -195,7 +197,7 @@ def test_where_gradients_lie_next_to_everything_is_looked_at(bent: Callable[[Ten
     """And nothing is lost by it: to the bit what the search without foresight finds, but where a lie is true by chance."""
     rows = torch.arange(20)
     plain, lied_to = searched(Classifier(), rows, foresees=False), searched(Classifier(bent), rows)
-    spared = column(lied_to, lambda a: a.counts["foreseen"]).double().mean() / QUERIES
+    spared = column(lied_to, lambda a: a.sparing["spared"]).double().mean() / QUERIES
     assert spared < 0.06
     lost = column(plain, lambda a: a.found.margins) - column(lied_to, lambda a: a.found.margins)
     assert int((lost != 0).sum()) <= 4 * (bent is LIES["another class's"])
@@ -221,9 +223,9 @@ def test_what_jumps_where_it_seemed_linear_is_found_out_and_looked_at() -> None:
     shares = []
     while not bool(state["over"].all()):
         model.shutting = len(shares) >= 3
-        before, foreseen = state["step"], state["foreseen"]
+        before, spared = state["step"], state["spared"]
         attack.advance(Surrogate(model.trace), state, torch.inf, draws)
-        shares.append(float((state["foreseen"] - foreseen).sum() / (state["step"] - before).sum()))
+        shares.append(float((state["spared"] - spared).sum() / (state["step"] - before).sum()))
     assert shares[0] < 0.05
     assert min(shares[1:3]) > 0.5
     assert max(shares[5:]) < 0.1
@@ -237,7 +239,7 @@ def test_company_changes_nothing(chunk: int) -> None:
         "points": lambda a: a.found.x_adv,
         "forwards": lambda a: a.forwards,
         "steps": lambda a: a.found.steps,
-        **{name: lambda a, name=name: a.counts[name] for name in Square.counters},
+        **{name: lambda a, name=name: a.sparing[name] for name in SPARING},
     }
     whole = searched(Classifier(), torch.arange(20), chunk=chunk)
     for rows in (torch.arange(20).flip(0), torch.tensor([4]), torch.tensor([19, 2, 11]), torch.arange(3, 16)):
@@ -279,8 +281,8 @@ def test_the_whole_written_down_query_after_query() -> None:
         squared, counted, width = squared / 2 + sum(new), counted / 2 + len(new), width * (2 if doubled else 1)
     (a,) = searched(model, torch.tensor([2]))
     torch.testing.assert_close(a.found.x_adv, best, rtol=0, atol=0)
-    assert (int(a.forwards) - int(a.backwards) - 1, int(a.counts["foreseen"])) == (looks, foreseen)
-    assert (int(a.counts["sampled"]), int(a.counts["mistaken"])) == (sampled, mistaken)
+    assert (int(a.forwards) - int(a.backwards) - 1, int(a.sparing["spared"])) == (looks, foreseen)
+    assert (int(a.sparing["sampled"]), int(a.sparing["mistaken"])) == (sampled, mistaken)
 
 
 def test_only_squares_of_one_colour_are_foreseen_and_only_where_asking_twice_is_allowed() -> None:

@@ -263,7 +263,7 @@ def test_what_is_not_repeatable_is_never_asked_ahead(norm: str) -> None:
     (a,) = stream(attack, Surrogate(Steep().trace, cost, repeatable=False), judge, task(2)[0])
     assert cost.forwards == CHUNK * (QUERIES + 1)
     assert a.forwards.tolist() == [QUERIES + 2] * 2
-    assert cost.backwards == cost.foreseen == 0
+    assert cost.backwards == cost.spared == 0
     assert not a.wasted.any()
 
 

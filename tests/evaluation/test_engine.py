@@ -19,6 +19,7 @@ from torch import Tensor
 
 from advcli.attacks import Found, Surrogate, Threat
 from advcli.attacks.pool import PooledAttack, stream
+from advcli.attacks.state import SPARING
 from advcli.data import Split, load_test, to_float
 from advcli.errors import AdvcliError, CheckpointError, InterruptedRunError, ResumeError, UsageError
 from advcli.evaluation import engine, suites
@@ -254,16 +255,13 @@ def test_passes_are_what_each_image_took_itself(checkpoint: Path, silent: Any, t
     robust &= arrays["found_by"] < 0
     assert robust.any()
     for name, forwards, backwards in (("apgd-ce", 21, 20), ("apgd-t", 9 * 21, 180), ("fab-t", 9 * 21, 180), ("square", 102 + 2, 2)):
-        asked = arrays[f"forwards.{name}"] + (arrays["foreseen.square"] if name == "square" else 0)
+        asked = arrays[f"forwards.{name}"] + (arrays["spared.square"] if name == "square" else 0)
         assert set(asked[robust].tolist()) == {forwards}, name
         assert set(arrays[f"backwards.{name}"][robust].tolist()) == {backwards}, name
-    looks = arrays["forwards.square"] - arrays["backwards.square"]
-    assert report["foreseen"] == {
-        "square": {
-            "queries": int((looks + arrays["foreseen.square"]).sum()),
-            **{name: int(arrays[f"{name}.square"].sum()) for name in ("foreseen", "sampled", "mistaken")},
-        }
-    }
+    counts = {name: int(arrays[f"{name}.square"].sum()) for name in SPARING}
+    assert counts["spared"] > 0
+    passes = counts["spared"] + int((arrays["forwards.square"] + arrays["backwards.square"]).sum())
+    assert report["sparing"]["square"] == {"passes": passes, **counts}
 
 
 # Folders that hold something already.
