@@ -21,11 +21,13 @@ _ETA = 1.05  # overshoot across the linearised boundary
 _MEETINGS = 100  # steps of Newton's method at most; five are many
 _LEAST, _LONGEST = 1e-30, 1e30  # of what is divided by, and of the quotient
 _BETA = 0.9  # how far back towards the clean image an adversarial point outside the ball is taken
-_STRETCH = 10  # steps after which it is asked whether a run has settled: adversarial so many _TIMES of them,
-_TIMES, _SPREAD, _SLOW = 4, 1.05, 0.97  # no farther than _SPREAD of the smallest distance, which is no less than _SLOW of what it was
-_FAR = 2.0  # eps
+_STRETCH = 10  # steps after which it is asked whether a run has settled
+_TIMES = 4  # of them, at least, at which it was adversarial
+_SPREAD = 1.05  # how far at most, in smallest distances
+_SLOW = 0.97  # of the smallest distance before them is left, at least
+_FAR = 2.0  # eps, that the smallest distance is over
 _SAMPLE = 1 / 32  # of the runs that have settled go on all the same
-_WALKED = 0.7  # share of all steps that is walked, about
+_WALKED = 0.7  # share of all steps that is walked, about: 0.4 of photographs, 0.8 of digits
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Fab(PooledAttack):
     inside the ball, where it stops. One pass a step serves the decision and the gradient, also where the point is
     adversarial but outside: the authors' code takes such a point back towards the image and linearises there anew.
 
-    gives_up: a run that has settled far outside is over, but for a sample. It has settled where in its last ten steps it was
+    spares: a run that has settled far outside is given up, but for a sample. It has settled where in its last ten steps it was
     adversarial four times or more, at distances within 5 % of its smallest one, which is over twice eps and has hardly fallen. Where
     gates open and shut distances jump, and runs do not settle.
     """
@@ -44,12 +46,11 @@ class Fab(PooledAttack):
     needs_logits: ClassVar[bool] = True
     needs_float32: ClassVar[bool] = True  # it aims at the boundary itself, from a margin near zero
     is_targeted: ClassVar[bool] = True
-    spares: ClassVar[bool] = True
 
     threat: Threat
     steps: int = 100
     targets: int = 9
-    gives_up: bool = True
+    spares: bool = True
 
     @property
     def runs(self) -> int:
@@ -60,7 +61,7 @@ class Fab(PooledAttack):
         return self.targets * (2 * self.steps + 1)
 
     def timed(self, *, repeatable: bool) -> tuple[PooledAttack, float]:
-        return self, _WALKED if self.gives_up and self.steps > 2 * _STRETCH else 1.0
+        return self, _WALKED if self.spares and repeatable and self.steps > 2 * _STRETCH else 1.0
 
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:
         none, nowhere = torch.zeros_like(y), x.new_full((len(x),), torch.inf)
@@ -76,11 +77,10 @@ class Fab(PooledAttack):
         distance = self.threat.distance(state["x_adv"], state["x"])
         inside = distance <= self.threat.eps
         state["hit"] = fooled & inside
-        state["mistaken"] = state["sampled"] * state["hit"].long()
         moved = self._step(state, gradient, difference, retreat=fooled & ~inside)
         state["x_adv"] = torch.where(state["hit"][:, None, None, None], state["x_adv"], moved)
         state["step"] = state["step"] + (~state["hit"]).long()
-        settled = self._settled(state, distance, fooled)
+        settled = self._settled(state, distance, fooled) & (self.spares and surrogate.repeatable)
         sample = draws.sub("sample").uniform(()) < _SAMPLE
         state["sampled"] = torch.maximum(state["sampled"], (settled & sample).long())
         self._finish(surrogate, state, settled & ~sample)
@@ -91,18 +91,21 @@ class Fab(PooledAttack):
         state["closest"] = torch.minimum(state["closest"], away)
         state["farthest"] = torch.maximum(state["farthest"], torch.where(fooled, distance, 0.0))
         state["times"] = state["times"] + fooled.long()
-        ends = ~state["hit"] & (state["step"] % _STRETCH == 0)
+        ends = ~state["hit"] & (state["step"] % _STRETCH == 0) & (state["step"] < self.steps)
         steady = (state["times"] >= _TIMES) & (state["farthest"] <= _SPREAD * state["closest"])
         slow = state["before"].isfinite() & (state["closest"] >= _SLOW * state["before"])
         settled = ends & steady & slow & (state["closest"] > _FAR * self.threat.eps)
         state["before"] = torch.where(ends, state["closest"], state["before"])
         state["farthest"], state["times"] = torch.where(ends, 0.0, state["farthest"]), torch.where(ends, 0, state["times"])
-        return settled & self.gives_up
+        return settled
+
+    def judged(self, state: State, broken: Tensor) -> None:
+        state["mistaken"] = state["sampled"] * broken.long()
 
     def _finish(self, surrogate: Surrogate, state: State, gives_up: Tensor) -> None:
         """Out of steps, or of hope: the last point counts only inside the ball, so elsewhere the clean image stands for it."""
         live = ~state["over"] & ~state["hit"]
-        left = torch.where(live & gives_up, 2 * (self.steps - state["step"]), 0).clamp_min(0)
+        left = torch.where(live & gives_up, 2 * (self.steps - state["step"]), 0)
         state["spared"] = state["spared"] + left
         surrogate.cost.spared += int(left.sum())
         state["over"] = ~state["hit"] & ((state["step"] >= self.steps) | gives_up)

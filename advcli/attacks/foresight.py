@@ -1,9 +1,10 @@
-"""Which of Square's proposals will raise the margin, as far as its gradient can tell: those that it is sure will not need no look.
+"""Which of Square's proposals may raise the margin, as far as its gradient can tell: the others are not looked at, but for a sample.
 
 A proposal d changes the margin m by g.d + r sqrt(|g|.|d|). g is the gradient where a block of proposals begins; r, by which the
-network is not linear, is measured on every proposal that is looked at. What is left of a proposal whose g.d + b sqrt(|g|.|d|) is not
-positive, b being some root mean squares of r, is not looked at, but for a sample of them. Whenever the sample shows that one of these
-would have raised the margin, b doubles for that image. Where gradients are masked g tells nothing, r is large and all are looked at.
+network is not linear, is measured on every proposal that is looked at. Once some are known, a proposal whose g.d + b sqrt(|g|.|d|)
+is not positive is not looked at, b being three root mean squares of r. 1 in 32 of these is looked at all the same; where one raises
+the margin, b is twice as large for that image from the next block on. Where g tells nothing r is large, and next to all are looked at.
+What errs rarely and by much is seen by the sample alone, so networks that are known to jump are not foreseen (composition.py).
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from advcli.attacks.threat import Threat
 _WIDTH = 3.0  # root mean squares of r
 _SAMPLE = 1 / 32  # of what needs no look is looked at all the same
 _MEMORY = 0.5  # of a block's errors in the block after it
+_FEW = 8  # looks of which nothing is concluded
 _FAINT = 1e-6  # the least slope of a pixel, so that a change of pixels without one is not taken for none
 _GROUP = 8  # of the rows are foreseen anew at a time, or an eighth of many
 
 
 def unknown(x: Tensor) -> State:
-    """What fresh rows x (N, C, H, W) know: r^2 summed and counted, and root mean squares that are enough."""
+    """What fresh rows x (N, C, H, W) know: r^2 summed and counted, and the root mean squares that b is."""
     zero = x.new_zeros(len(x))
     return {"squared": zero, "counted": zero.clone(), "width": torch.full_like(zero, _WIDTH)}
 
@@ -37,14 +39,13 @@ class Foresight:
     def __init__(
         self, threat: Threat, state: State, gradient: Tensor, places: tuple[Tensor, Tensor, Tensor], up: Tensor, sample: Tensor
     ) -> None:
-        self._x, self._gradient, self._up = state["x"], gradient, up
-        self._ends = [(self._x + sign * threat.eps).clamp(*threat.bounds) for sign in (1, -1)]
+        x, self._gradient, self._up = state["x"], gradient, up
+        self._ends = [(x + sign * threat.eps).clamp(*threat.bounds) for sign in (1, -1)]
         top, left, size = places
-        self._rows, self._columns = (
-            _within(first, size, length).to(self._x) for first, length in zip((top, left), self._x.shape[2:], strict=True)
-        )
+        self._rows, self._columns = within(top, size, x.shape[2]).to(x), within(left, size, x.shape[3]).to(x)
         measured = (state["squared"] / state["counted"]).sqrt()
-        self._bound = (state["width"] * torch.where(state["counted"] > 0, measured, torch.inf))[:, None]
+        told = (state["squared"] > 0) & (state["counted"] >= _FEW)  # no error at all is that of a plateau
+        self._bound = (state["width"] * torch.where(told, measured, torch.inf))[:, None]
         self._sampled = sample < _SAMPLE
         self._slope, self._scale = self._foresee(state["best"], torch.arange(len(up), device=up.device))
         self._square = torch.zeros_like(self._slope)
@@ -63,15 +64,16 @@ class Foresight:
     def note(self, rows: Tensor, queries: Tensor, change: Tensor) -> None:
         """The margin changed by change (M,) where those of the rows were looked at."""
         place = (rows, queries)
-        self._square[place] = (change - self._slope[place]).square() / self._scale[place].square()
+        self._square[place] = ((change - self._slope[place]) / self._scale[place]).square()
         self._seen[place] = True
         self._idle[place] = ~self.worth[place]
         self._wrong[place] = ~self.worth[place] & (change > 0)
 
-    def learn(self, state: State) -> None:
-        """Take what was noted into the rows' state."""
-        state["squared"] = _MEMORY * state["squared"] + self._square.sum(1)
-        state["counted"] = _MEMORY * state["counted"] + self._seen.sum(1)
+    def learn(self, state: State, done: Tensor) -> None:
+        """Take what was noted into the rows' state; done (N,) bool: those at the end of their block, who forget."""
+        memory = torch.where(done, _MEMORY, 1.0)
+        state["squared"] = memory * state["squared"] + self._square.sum(1)
+        state["counted"] = memory * state["counted"] + self._seen.sum(1)
         state["sampled"] = state["sampled"] + self._idle.sum(1)
         state["mistaken"] = state["mistaken"] + self._wrong.sum(1)
         state["width"] = torch.where(self._wrong.any(1), 2 * state["width"], state["width"])
@@ -88,11 +90,13 @@ class Foresight:
         return slope, scale.sqrt()
 
     def _decide(self, rows: Tensor | slice) -> None:
-        self.worth[rows] = self._slope[rows] + (self._bound[rows] * self._scale[rows]).nan_to_num(0.0, posinf=torch.inf) > 0
-        self.looked[rows] = self.worth[rows] | (self._sampled[rows] & (self._scale[rows] > 0))
+        hopeless = self._slope[rows] + self._bound[rows] * self._scale[rows] <= 0  # what is no number is not
+        changing = self._scale[rows] != 0
+        self.worth[rows] = changing & ~hopeless
+        self.looked[rows] = self.worth[rows] | (changing & self._sampled[rows])
 
 
-def _within(first: Tensor, size: Tensor, length: int) -> Tensor:
+def within(first: Tensor, size: Tensor, length: int) -> Tensor:
     """(N, Q, length) bool: the pixels from first on, size of them."""
     place = torch.arange(length, device=first.device)
     return (place >= first[..., None]) & (place < (first + size)[..., None])

@@ -24,7 +24,7 @@ from advcli.attacks.surrogate import Condition, Surrogate
 from advcli.attacks.turns import Job, Turns
 from advcli.draws import Draws
 
-_PATIENCE = 10  # units of work for which rows wait for company before the judge is asked, when nothing waits for their places
+_PATIENCE = 5  # units of work for which rows wait for company before the judge is asked, when nothing waits for their places
 _SPENT = ("forwards", "backwards", "judged", *SPARING)  # summed over an example's runs
 _ENDED = ("position", "run", "x_adv", "step", "wasted", *_SPENT)  # what is kept of a row that was judged
 
@@ -68,9 +68,13 @@ class PooledAttack:
     """The base of attacks that run in the pool. As a callable it is an Attack over one batch."""
 
     needs_logits: ClassVar[bool] = False  # whether begin reads condition["logits"] (N, K), the clean logits
-    needs_gradient: ClassVar[bool] = True  # whether its work is in following gradients, and not in asking for answers
+    follows_gradient: ClassVar[bool] = True  # whether that is its work, and not asking for answers
     needs_float32: ClassVar[bool] = False  # whether a surrogate that rounds to bfloat16 would mislead it
-    spares: ClassVar[bool] = False  # whether it leaves out what cannot matter, and keeps count of that
+
+    @property
+    def can_spare(self) -> bool:
+        """Whether it may leave out passes that are foreseen to come to nothing, and keeps count of that."""
+        return hasattr(self, "spares")
 
     @property
     def runs(self) -> int:
@@ -79,7 +83,7 @@ class PooledAttack:
 
     @property
     def passes(self) -> int:
-        """Forwards and backwards that an example which nothing breaks costs; what is left to do is estimated from it."""
+        """Forwards and backwards that an example which nothing breaks costs or spares; what is left to do is estimated from it."""
         raise NotImplementedError
 
     def slots(self, images: int, chunk: int, *, repeatable: bool = True) -> float:
@@ -90,7 +94,7 @@ class PooledAttack:
         return chunk * math.ceil(images * self.runs / chunk) * self.passes / self.runs
 
     def timed(self, *, repeatable: bool) -> tuple[PooledAttack, float]:
-        """An attack whose first unit of work says how long a pass takes, and the share of that which a pass of all of them takes."""
+        """(attack, share): a pass, spared ones counted, takes that share of what one takes in the attack's first unit of work."""
         return self, 1.0
 
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:
@@ -107,6 +111,9 @@ class PooledAttack:
         draws: the rows', with each one's run as its counter.
         """
         raise NotImplementedError
+
+    def judged(self, state: State, broken: Tensor) -> None:
+        """What the judge says of rows that wait: broken (N,) bool."""
 
     def __call__(self, surrogate: Surrogate, judge: Judge, x: Tensor, y: Tensor, draws: Draws, condition: Condition) -> Found:
         """All rows of x at once: each example's point of largest margin over its runs, and its verdict."""
@@ -229,6 +236,7 @@ class _Pool:
         if self.surrogate.error and "best" in rows:
             margins = self._ask_for_best(rows, margins)
         broken = self.judge.broken(margins)
+        self.attack.judged(rows, broken)
         unconfirmed = rows["hit"] & ~rows["over"] & ~broken
         back = pick(rows, unconfirmed)
         back |= {"hit": torch.zeros_like(back["hit"]), "excused": torch.ones_like(back["hit"])}
@@ -274,7 +282,7 @@ class _Pool:
         """(M,) bool: rows of runs that do not count any more; their passes are booked as wasted."""
         counts = torch.tensor([self.turns.counts(job) for job in _jobs(rows)], dtype=torch.bool, device=self.wasted.device)
         needless = ~counts & (rows["position"] >= 0)
-        passes = rows["forwards"] + rows["backwards"] + rows["wasted"]
+        passes = rows["forwards"] + rows["backwards"] + rows["spared"] + rows["wasted"]
         self.wasted.index_add_(0, rows["position"][needless], passes[needless])
         return needless
 
@@ -285,7 +293,7 @@ class _Pool:
         forwards, backwards, judged, *spared = self.spent[:, position]
         found = Found(rows["x_adv"], rows["margin"], broken, torch.where(broken, rows["step"], -1))
         last = rows["run"] + 1 >= self.attack.runs
-        sparing = dict(zip(SPARING, spared, strict=True)) if self.attack.spares else {}
+        sparing = dict(zip(SPARING, spared, strict=True)) if self.attack.can_spare else {}
         return Attempt(position, found, rows["run"], forwards, backwards, judged, self.wasted[position], broken | last, sparing)
 
 

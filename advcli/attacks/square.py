@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advcli.attacks.foresight import Foresight, unknown
+from advcli.attacks.foresight import Foresight, unknown, within
 from advcli.attacks.losses import attack_loss, margin
 from advcli.attacks.pool import PooledAttack
 from advcli.attacks.state import State, fresh, given
@@ -20,7 +20,7 @@ from advcli.draws import Draws
 
 _SHRINK_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of pixels is halved
 _BLOCK = 100  # queries in a unit of work, whose draws are made together
-_LOOKED = 0.45  # share of many queries that is looked at, about, where the rest is foreseen
+_LOOKED = 0.45  # share of many queries that is looked at, about, where the rest is foreseen (small residual networks, photographs)
 _TIMED = 20  # queries by which an attack's clock is set
 _TINY = 1e-12
 
@@ -32,7 +32,8 @@ class Square(PooledAttack):
     A proposal is kept where it raises the margin. share: of the pixels, for the first squares. The published attack draws
     one square for a whole batch; here every example has its own, by its name and query number.
 
-    foresees: of squares of one colour that the gradient is sure will lower the margin, only a sample is looked at (Foresight).
+    spares: of squares of one colour that will lower the margin, as far as its gradient can tell, only a sample is looked at
+    (Foresight).
 
     Rows that nobody needs look ahead: they ask an example's next queries at once, all made from its best point as it is. The
     first that raises the margin is kept and those after it are thrown away, to be made anew from the new best point, so that
@@ -40,13 +41,12 @@ class Square(PooledAttack):
     """
 
     needs_float32: ClassVar[bool] = True  # it keeps what raises the margin by little, which rounding hides: it ends on lower margins
-    needs_gradient: ClassVar[bool] = False
-    spares: ClassVar[bool] = True
+    follows_gradient: ClassVar[bool] = False
 
     threat: Threat
     queries: int = 5000
     share: float = 0.8
-    foresees: bool = True
+    spares: bool = True
 
     @property
     def passes(self) -> int:
@@ -54,7 +54,7 @@ class Square(PooledAttack):
 
     @property
     def _may_foresee(self) -> bool:
-        return self.foresees and self.threat.norm == "linf"
+        return self.spares and self.threat.norm == "linf"
 
     @property
     def _gradients(self) -> int:
@@ -95,11 +95,11 @@ class Square(PooledAttack):
             before = state["best_margin"][owner]
             used, better = self._account(state, owner, query, candidate, now, asked, threshold)
             if foresight is not None:
-                known = torch.nonzero(used & before.isfinite())[:, 0]
+                known = torch.nonzero(used & before.isfinite() & now.isfinite())[:, 0]
                 foresight.note(owner[known], column[known], (now - before)[known])
-                foresight.improved(state["best"], torch.nonzero(better)[:, 0])
+                foresight.improved(state["best"], torch.nonzero(better & ~state["hit"])[:, 0])
         if foresight is not None:
-            foresight.learn(state)
+            foresight.learn(state, state["step"] % _BLOCK == 0)
         surrogate.cost.spared += int((state["spared"] - spared).sum())
 
     def _foresight(self, surrogate: Surrogate, state: State, squares: _Squares, live: Tensor) -> Foresight | None:
@@ -211,18 +211,12 @@ def propose_linf(threat: Threat, x: Tensor, best: Tensor, size: Tensor, random: 
 def _window(x: Tensor, size: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """(N, 1, H, W) float masks of squares of side size (N,) whose places are drawn by u and v (N,) in [0, 1)."""
     top, left = _corner(x.shape[2], size, u), _corner(x.shape[3], size, v)
-    return (_offsets(x.shape[2], top, size)[:, :, None] & _offsets(x.shape[3], left, size)[:, None, :]).float()[:, None]
+    return (within(top, size, x.shape[2])[:, :, None] & within(left, size, x.shape[3])[:, None, :]).float()[:, None]
 
 
 def _corner(length: int, size: Tensor, u: Tensor) -> Tensor:
     """(N,) first pixel of a square, uniform over every place where it fits."""
     return (u * (length - size + 1)).long().clamp_max(length - 1)
-
-
-def _offsets(length: int, first: Tensor, size: Tensor) -> Tensor:
-    """(N, length) bool: the pixels from first on, size of them."""
-    place = torch.arange(length, device=first.device)[None]
-    return (place >= first[:, None]) & (place < (first + size)[:, None])
 
 
 def _pattern(side: int, device: torch.device) -> Tensor:

@@ -12,8 +12,8 @@ State = dict[str, Tensor]
 """Rows of live examples, first axis everywhere. Every attack keeps `x`, `y`, `x_adv` (the candidate), `step` (iterations so
 far), `hit` (the surrogate is fooled at x_adv), `over` (no iterations left; x_adv was not looked at yet), `excused` (the judge
 was not fooled at x_adv: go on), `forwards` and `backwards` (passes spent), `wasted` (passes beside them, thrown away), `spared`
-(passes that could not matter and were not made), `sampled` (cases in which they were made all the same, to see), `mistaken` (those
-of them in which they did matter); `best` (the best point by the surrogate) where that need not be x_adv. The pool adds `judged`
+(passes foreseen to come to nothing, and not made), `sampled` (cases in which they were made all the same, to see), `mistaken` (those
+of them that came to something); `best` (the best point by the surrogate) where that need not be x_adv. The pool adds `judged`
 (times the judge was asked), `position` (-1: a free row, which comes to the attack as `over`), `run`, `index` and the condition's
 tensors as `given.NAME`. Empty where there are no rows."""
 

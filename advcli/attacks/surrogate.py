@@ -19,7 +19,7 @@ Loss = Callable[[ModelOutput, Tensor, Condition], Tensor]
 
 @dataclass
 class Cost:
-    """Images passed forward and backward, and passes that were spared because they could not matter."""
+    """Images passed forward and backward, and passes that were spared, being foreseen to come to nothing."""
 
     forwards: int = 0
     backwards: int = 0

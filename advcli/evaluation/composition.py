@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from advcli.attacks import Fab, Square
 from advcli.evaluation.adaptive import gate_entries, joint_entries, random_entries, substitute_entries
 from advcli.evaluation.entries import Entry
 from advcli.evaluation.inspection import Traits
@@ -11,7 +14,22 @@ from advcli.runs.checkpoint import Loaded
 
 
 def compose(job: Job, traits: Traits) -> tuple[Entry, ...]:
-    """The suite, with the joint loss of auxiliary heads, and in `adaptive` and `full` attacks that know what the network hides."""
+    """The suite, with the joint loss of auxiliary heads, and in `adaptive` and `full` attacks that know what the network hides.
+
+    What goes through gates, or through operations that block the gradient, may jump, and what draws is never the same: there no
+    attack leaves out what it foresees to come to nothing.
+    """
+    entries = _composed(job, traits)
+    jumps = bool(traits.operations or traits.random or traits.companions)
+    return tuple(_sparing_nothing(entry) if jumps or (job.gated and entry.view is None) else entry for entry in entries)
+
+
+def _sparing_nothing(entry: Entry) -> Entry:
+    attack = entry.attack
+    return replace(entry, attack=replace(attack, spares=False)) if isinstance(attack, (Fab, Square)) else entry
+
+
+def _composed(job: Job, traits: Traits) -> tuple[Entry, ...]:
     entries = suite(job.suite, job.engine).entries(job.threat, job.loaded.architecture.num_classes)
     if job.sources:
         return from_sources(entries, [_label(source) for source in job.sources])

@@ -247,7 +247,7 @@ class Run:
         split = self.images
         table = {"index": split.index.cpu().numpy(), "label": split.labels.cpu().numpy(), "clean_margin": margins.cpu().numpy()}
         table |= {f"probe.{name}": column for name, column in (self.ledger.probes() or {}).items()}
-        names = {entry.name: getattr(entry.attack, "spares", False) for entry in self.entries}
+        names = {entry.name: getattr(entry.attack, "can_spare", False) for entry in self.entries}
         whole, seconds = shards.join(self.ledger, table, names, split.images.shape[1:], judged=self.search.is_fast)
         short = [name for name, count in due_to.items() if int((whole[f"run.{name}"] >= 0).sum()) != count]
         if short:

@@ -84,7 +84,7 @@ class Search:
 
 def asks_forwards(entry: Entry) -> bool:
     """Whether an attack asks a network as it is for its answers and nothing else."""
-    return not getattr(entry.attack, "needs_gradient", True) and entry.view is None and entry.surrogate == "view" and entry.source is None
+    return not getattr(entry.attack, "follows_gradient", True) and entry.view is None and entry.surrogate == "view" and entry.source is None
 
 
 def followed(network: Network, head: str, precision: str) -> Follower:

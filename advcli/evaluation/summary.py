@@ -109,13 +109,14 @@ def _count(ledger: Arrays, name: str, what: str) -> int:
 
 
 def _sparing(ledger: Arrays, header: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """For each attack that spared passes: `spared`; `passes`, those among which they were; `sampled`, cases in which passes were made
-    though they could have been spared; and `mistaken`, those of them in which they mattered."""
-    result = {}
+    """For each attack that foresaw passes to come to nothing: `spared`, not made; `passes`, of which they are; `sampled`, queries
+    (Square) or runs (FAB) that were made all the same; `mistaken`, those of them that came to something: a higher margin, a break."""
+    result: dict[str, dict[str, int]] = {}
     for name in (entry["name"] for entry in header["entries"]):
-        if f"spared.{name}" in ledger and (spared := _count(ledger, name, "spared")):
-            passes = spared + _count(ledger, name, "forwards") + _count(ledger, name, "backwards")
-            result[name] = {"passes": passes, "spared": spared, **{key: _count(ledger, name, key) for key in ("sampled", "mistaken")}}
+        if f"spared.{name}" in ledger:
+            counts = {key: _count(ledger, name, key) for key in ("spared", "sampled", "mistaken")}
+            passes = counts["spared"] + _count(ledger, name, "forwards") + _count(ledger, name, "backwards")
+            result |= {name: {"passes": passes, **counts}} if any(counts.values()) else {}
     return result
 
 

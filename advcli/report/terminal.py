@@ -69,7 +69,7 @@ def show_attack(report: Mapping[str, Any], folder: str) -> None:
     if "search" in report:
         OUT.print(_searched(report["search"]), soft_wrap=True)
     for name, counts in report.get("sparing", {}).items():
-        OUT.print(f"{literal(name)} {_spared(counts)}", soft_wrap=True)
+        OUT.print(literal(_spared(name, counts)), soft_wrap=True)
     for note in report["notes"]:
         OUT.print(f"note {literal(note)}")
     _show_flags(report["flags"])
@@ -115,10 +115,11 @@ def _searched(search: Mapping[str, Any]) -> str:
     return f"searched in {search['precision']}: {signs}; {audited}; {search['judge_calls']:,} judge calls"
 
 
-def _spared(counts: Mapping[str, int]) -> str:
-    """How many passes an attack left out, and what a sample says of them."""
+def _spared(name: str, counts: Mapping[str, int]) -> str:
+    """How many passes an attack left out, and what came of a sample of these."""
+    cases, outcome = ("queries", "raised the margin") if name.startswith("square") else ("runs", "broke the image")
     left_out = f"spared {percent(counts['spared'] / counts['passes'])} % of {counts['passes']:,} passes"
-    return f"{left_out}; of {counts['sampled']:,} cases that were tried all the same {counts['mistaken']} would have mattered"
+    return f"{name} {left_out}; of {counts['sampled']:,} {cases} foreseen to come to nothing, but made, {counts['mistaken']} {outcome}"
 
 
 def show_curve(report: Mapping[str, Any]) -> None:

@@ -316,15 +316,15 @@ def test_giving_up_spares_passes_and_loses_nothing(norm: str) -> None:
     exact = distances(model, x, y, norm)
     threat = Threat(norm, float(exact.quantile(0.4)))  # type: ignore[arg-type]
     fallen, spent = {}, {}
-    for gives_up in (False, True):
+    for spares in (False, True):
         task, cost = Task(lambda pick: x[pick], y, Draws(0, torch.arange(40), ""), {"logits": model(x)}), Cost()
-        attack = Fab(threat, targets=3, gives_up=gives_up)
+        attack = Fab(threat, targets=3, spares=spares)
         attempts = [a for a in stream(attack, Surrogate(model.trace, cost), Judge(model, chunk=16), task) if bool(a.final.any())]
         broken, units = torch.zeros(40, dtype=torch.bool), torch.zeros(40, dtype=torch.int64)
         for a in attempts:
             broken[a.positions[a.final]], units[a.positions[a.final]] = a.found.broken[a.final], a.units[a.final]
         assert bool((units[~broken] == attack.passes).all())
-        fallen[gives_up], spent[gives_up] = broken, cost
+        fallen[spares], spent[spares] = broken, cost
     assert torch.equal(fallen[True], fallen[False])
     assert 10 < int(fallen[True].sum()) < 30
     assert spent[False].spared == 0
@@ -332,18 +332,28 @@ def test_giving_up_spares_passes_and_loses_nothing(norm: str) -> None:
 
 
 def test_gates_that_open_and_shut_let_no_run_settle() -> None:
-    """What is adversarial one step and not at all the next, or at distances that jump, is walked to its end."""
+    """What is adversarial at distances that jump is walked to its end; the same network without gates gives up."""
 
     class Gated(Linear):
         def trace(self, x: Tensor) -> ModelOutput:
             z = self(x)
-            shut = (x.detach() * 7919).sum((1, 2, 3)).remainder(1) < 0.5
-            return ModelOutput(z + 2.0 * (shut[:, None] * torch.eye(4, dtype=z.dtype)[0]), (), x, x)
+            shut = (x.detach() * 7919).sum((1, 2, 3)).remainder(1)  # anything, of the point alone
+            return ModelOutput(z + (3 * shut[:, None] - 1) * torch.eye(4, dtype=z.dtype)[y0], (), x, x)
 
-    x, cost = pictures(40), Cost()
-    model = Gated()
-    y = model(x).argmax(1)
-    task = Task(lambda pick: x[pick], y, Draws(0, torch.arange(40), ""), {"logits": model(x)})
-    for _ in stream(Fab(Threat("linf", 0.01), targets=3), Surrogate(model.trace, cost), Judge(model, chunk=16, bound=-torch.inf), task):
-        pass
-    assert cost.spared < 0.1 * (cost.forwards + cost.backwards)
+    x, share = pictures(40), {}
+    y0 = Linear()(x).argmax(1).mode().values
+    x = x[Linear()(x).argmax(1) == y0]
+    for model in (Gated(), Linear()):
+        y, cost = model(x).argmax(1), Cost()
+        task = Task(lambda pick: x[pick], y, Draws(0, torch.arange(len(x)), ""), {"logits": model(x)})
+        for a in stream(Fab(Threat("linf", 1e-4), targets=3), Surrogate(model.trace, cost), Judge(model, chunk=16), task):
+            assert not bool(a.found.broken.any())
+        share[type(model)] = cost.spared / cost.units
+    assert share[Gated] < 0.1
+    assert share[Linear] > 0.4
+
+
+def test_a_run_that_settled_and_went_on_is_mistaken_where_the_judge_says_so() -> None:
+    state = {"sampled": torch.tensor([1, 1, 0, 0]), "mistaken": torch.zeros(4, dtype=torch.int64)}
+    Fab(Threat("linf", 0.1)).judged(state, torch.tensor([True, False, True, False]))
+    assert state["mistaken"].tolist() == [1, 0, 0, 0]

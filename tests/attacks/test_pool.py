@@ -62,6 +62,8 @@ ATTACKS: dict[str, PooledAttack] = {
     "fab-l2": Fab(L2, steps=5, targets=3),
     "square": Square(LINF, queries=20),
     "square-l2": Square(L2, queries=20),
+    "fab-sparing": Fab(LINF, steps=45, targets=3),
+    "square-sparing": Square(LINF, queries=320),
 }
 each_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=list(ATTACKS))
 
@@ -86,7 +88,7 @@ def outcomes(attack: PooledAttack, rows: Tensor, chunk: int, judge: type[Judge] 
         for i in torch.nonzero(a.final)[:, 0].tolist():
             name = int(rows[a.positions[i]])
             assert name not in result, "a second final attempt"
-            fields = (a.found.margins, a.found.broken, a.found.steps, a.runs, a.forwards, a.backwards)
+            fields = (a.found.margins, a.found.broken, a.found.steps, a.runs, a.forwards, a.backwards, *a.sparing.values())
             result[name] = (a.found.x_adv[i].flatten().tolist(), *(field[i].item() for field in fields))
     return result
 
@@ -131,7 +133,7 @@ def test_runs_in_order_until_success_and_costs_exact(attack: PooledAttack, refus
         assert [broken for _, broken, *_ in attempts[:-1]] == [False] * (len(attempts) - 1)
         _, broken, _, forwards, backwards, units = attempts[-1]
         assert broken or len(attempts) == attack.runs
-        assert units == forwards + backwards or black
+        assert units == forwards + backwards or getattr(attack, "spares", False)
         if not refuse:
             assert forwards - len(attempts) == backwards or black
             if not broken:
@@ -151,7 +153,7 @@ def history(attack: PooledAttack, surrogate: Surrogate, judge: Judge, todo: Task
     attempts: dict[int, list[Row]] = {}
     for a in stream(attack, surrogate, judge, todo):
         assert len(a.positions) == len(a.positions.unique()) > 0
-        columns = (a.runs, a.found.x_adv.flatten(1), *a.found[1:], a.forwards, a.backwards, a.judged, a.final)
+        columns = (a.runs, a.found.x_adv.flatten(1), *a.found[1:], a.forwards, a.backwards, a.judged, *a.sparing.values(), a.final)
         for position, *row in zip(a.positions.tolist(), *(column.tolist() for column in columns), strict=True):
             attempts.setdefault(position, []).append(tuple(row))
     return attempts

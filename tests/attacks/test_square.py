@@ -160,7 +160,7 @@ def test_margins_never_fall_and_proposals_start_from_the_best(norm: str) -> None
 @pytest.mark.parametrize("queries", [0, 1, 49, 50, 120])
 def test_queries_are_counted_exactly(norm: str, queries: int) -> None:
     """The start, the proposals and the judge's look, and no more is asked."""
-    attack, model, cost = Square(THREATS[norm], queries=queries, foresees=False), Steep(), Cost()
+    attack, model, cost = Square(THREATS[norm], queries=queries, spares=False), Steep(), Cost()
     job, _, _ = task(4)
     judge = Judge(Steep(), chunk=4, bound=-torch.inf)
     (a,) = stream(attack, Surrogate(model.trace, cost), judge, job)
@@ -175,7 +175,7 @@ def test_queries_are_counted_exactly(norm: str, queries: int) -> None:
 @each_norm
 def test_every_example_has_squares_of_its_own(norm: str) -> None:
     """All differ where images are the same; and companions and their order change none."""
-    attack, x, shown = Square(THREATS[norm], queries=40, foresees=False), torch.full((10, 1, SIDE, SIDE), 0.5), {}
+    attack, x, shown = Square(THREATS[norm], queries=40, spares=False), torch.full((10, 1, SIDE, SIDE), 0.5), {}
     for order in (torch.arange(10), torch.arange(9, -1, -1), torch.cat([torch.tensor([4, 7]), torch.arange(10, 18)])):
         model, y = Steep(), torch.zeros(len(order), dtype=torch.int64)
         job = Task(lambda pick: x[: len(pick)], y, Draws(1, order, "square"), {})
@@ -216,7 +216,7 @@ def shifted(rows: Tensor) -> Task:
 
 def one_by_one(threat: Threat, rows: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Of CHUNK examples the best points, and the queries that reached threshold, QUERIES + 1 for none: written down query after query."""
-    attack, job, surrogate = Square(threat, queries=QUERIES, foresees=False), shifted(rows), Shifted(Steep().trace)
+    attack, job, surrogate = Square(threat, queries=QUERIES, spares=False), shifted(rows), Shifted(Steep().trace)
     x, y = job.images(torch.arange(CHUNK)), job.labels
     best = attack.begin(x, y, job.draws, {}, torch.zeros_like(y))["x_adv"]
     highest, end = torch.full((CHUNK,), -torch.inf), torch.full((CHUNK,), QUERIES + 1)
@@ -239,7 +239,7 @@ def test_looking_ahead_goes_the_way_of_one_query_after_another(norm: str, thresh
     parts = [one_by_one(THREATS[norm], part, threshold) for part in torch.arange(2 * CHUNK).split(CHUNK)]
     points, ends = (torch.cat(columns) for columns in zip(*parts, strict=True))
     assert bool((ends <= QUERIES).any()) == (threshold == 0)
-    plain = Square(THREATS[norm], queries=QUERIES, foresees=False)
+    plain = Square(THREATS[norm], queries=QUERIES, spares=False)
     for n in (1, 2, 3, 5, 7, 8, 11):
         rows = torch.arange(2 * CHUNK)[-n:]
         cost, judge = Cost(), Gullible(Steep(), chunk=CHUNK, bound=-threshold)
