@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advcli.attacks import Judge, Threat
+from advcli.attacks import Cost, Judge, Surrogate, Threat
+from advcli.attacks.losses import attack_loss
 from advcli.data import load_test, to_float
 from advcli.draws import Draws
 from advcli.errors import CheckpointError, InterruptedRunError, ResourceError, ResumeError, UsageError
@@ -26,7 +27,7 @@ from advcli.evaluation.job import Job, pick
 from advcli.evaluation.masking import flags
 from advcli.evaluation.search import COMPILED, Agreement, Search
 from advcli.evaluation.session import Options
-from advcli.models import Architecture, CompiledForward, FastCopy, Network, build
+from advcli.models import Architecture, CompiledForward, FastCopy, ModelOutput, Network, build
 from advcli.recipe.schema import Data, ReverseAttention
 from advcli.runs.checkpoint import load_network
 from advcli.runs.ledger import Arrays, Ledger
@@ -323,6 +324,18 @@ def stop_in_square(silent: Any, work: Job, folder: Path) -> None:
     with pytest.raises(InterruptedRunError):
         result(work, folder, silent)
     silent.attacking = silent.advanced = lambda *rest: None
+
+
+def test_who_only_answers_has_gradients_asked_of_another() -> None:
+    """Counted once, and never of the compiled graph, which has none."""
+    cost, asked = Cost(), list[str]()
+    x, network = torch.rand(3, 3), lambda z: ModelOutput(2 * z, (), z, z)
+    copy = Surrogate(lambda z: (asked.append("copy"), network(z))[1], cost)
+    both = Surrogate(lambda z: (asked.append("graph"), network(z))[1], cost, follow=copy)
+    gradient, _, _ = both.gradient(attack_loss("margin"), x, torch.zeros(3, dtype=torch.int64), {})
+    assert bool((gradient[:, 0] == -2).all())
+    both(x, {})
+    assert (asked, cost.forwards, cost.backwards) == (["copy", "graph"], 6, 3)
 
 
 @pytest.mark.slow

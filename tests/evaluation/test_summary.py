@@ -160,3 +160,17 @@ def test_so_few_images_that_no_flag_can_be_raised_give_an_upper_bound() -> None:
 def test_a_report_needs_no_torch() -> None:
     code = "import sys; from advcli.evaluation import summary, masking; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_what_attacks_spared_is_told_with_what_came_of_a_sample() -> None:
+    """Of an evaluation that kept no such counts, nothing; of an attack that had no occasion, nothing."""
+    arrays = ledger(MARGINS, LABELS, a=[-1, -1, -1, -1, None, -1], b=[-1, -1, -1, -1, None, -1])
+    entries = header(("a", "survivors"), ("b", "survivors"))
+    assert "sparing" not in summarise(arrays, entries)
+    for name in ("a", "b"):
+        arrays |= {f"{count}.{name}": np.zeros(6, np.int64) for count in ("spared", "sampled", "mistaken")}
+    assert "sparing" not in summarise(arrays, entries)
+    arrays["spared.a"], arrays["sampled.a"] = np.array([7, 0, 0, 5, 0, 1]), np.array([2, 0, 0, 1, 0, 0])
+    assert summarise(arrays, entries)["sparing"] == {"a": {"passes": 13 + 3 * 5, "spared": 13, "sampled": 3, "mistaken": 0}}
+    arrays["sampled.b"] = arrays["mistaken.b"] = np.array([0, 0, 0, 0, 0, 1])
+    assert summarise(arrays, entries)["sparing"]["b"] == {"passes": 15, "spared": 0, "sampled": 1, "mistaken": 1}

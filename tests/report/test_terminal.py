@@ -123,6 +123,14 @@ def test_every_attack_has_its_row(screen: Screen) -> None:
     assert "receipt folder" in screen.text()
 
 
+def test_what_was_spared_is_told_with_its_sample(screen: Screen) -> None:
+    counts = {"passes": 1000, "spared": 644, "sampled": 45, "mistaken": 1}
+    terminal.show_attack(report(sparing={"fab-t": counts, "square@aux0": counts}), "folder")
+    said = "spared 64.4 % of 1,000 passes; of 45 {} foreseen to come to nothing, but made, 1 {}"
+    assert f"fab-t {said.format('runs', 'broke the image')}" in screen.text()
+    assert f"square@aux0 {said.format('queries', 'raised the margin')}" in screen.text()
+
+
 def test_the_upper_bound_of_200_classes_is_not_a_wall_of_text(screen: Screen) -> None:
     terminal.show_attack(report(**REPORTS["many classes"][0]), "folder")
     assert len(screen.lines()) < 20

@@ -1,0 +1,51 @@
+"""Which attacks leave out what they foresee to come to nothing: only those on what cannot jump."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from advcli.attacks import Fab, Square, Threat
+from advcli.evaluation.composition import compose
+from advcli.evaluation.inspection import Traits
+from advcli.models import Architecture, build
+from advcli.recipe.schema import ReverseAttention
+
+
+def sparing(traits: Traits, *, gated: bool = False, suite: str = "full", head: str = "final") -> dict[str, bool]:
+    """Of every FAB and Square that a job gets, by name."""
+    gates = (ReverseAttention(name="reverse-attention", at=["layer3"]),) if gated else ()
+    network = build(Architecture("small-cnn", 0.25, 10, 1, 8, gates=gates))
+    job: Any = SimpleNamespace(
+        suite=suite,
+        engine="native",
+        threat=Threat("linf", 0.1),
+        sources=(),
+        head=head,
+        aux_weight=2.0,
+        gated=gated and head == "final",
+        loaded=SimpleNamespace(network=network, architecture=SimpleNamespace(num_classes=10)),
+    )
+    return {entry.name: entry.attack.spares for entry in compose(job, traits) if isinstance(entry.attack, (Fab, Square))}
+
+
+@pytest.mark.parametrize("suite", ["aa", "aa-plus", "fast", "adaptive", "full"])
+def test_on_an_ordinary_network_all_do(suite: str) -> None:
+    found = sparing(Traits(), suite=suite)
+    assert {"square"} <= set(found)
+    assert all(found.values())
+
+
+@pytest.mark.parametrize("traits", [Traits(random="row"), Traits(companions=True), Traits(operations=("round",))])
+@pytest.mark.parametrize("gated", [False, True])
+def test_where_gradients_are_blocked_or_answers_change_none_does(traits: Traits, gated: bool) -> None:
+    assert not any(sparing(traits, gated=gated).values())
+
+
+def test_through_gates_none_does_but_those_on_a_head_before_them() -> None:
+    found = sparing(Traits(), gated=True)
+    assert {"square", "fab-t", "square@aux0", "fab-t@aux0"} <= set(found)
+    assert {name for name, spares in found.items() if not spares} == {"square", "fab-t"}
+    assert all(sparing(Traits(), gated=True, suite="aa", head="open").values())
