@@ -126,7 +126,7 @@ def test_every_attack_has_its_row(screen: Screen) -> None:
 def test_what_was_spared_is_told_with_its_sample(screen: Screen) -> None:
     counts = {"passes": 1000, "spared": 644, "sampled": 45, "mistaken": 1}
     terminal.show_attack(report(sparing={"fab-t": counts, "square@aux0": counts}), "folder")
-    said = "spared 64.4 % of 1,000 passes; of 45 {} foreseen to come to nothing, but made, 1 {}"
+    said = "spared 64.4 % of 1,000 passes; 1 of a sample of 45 {} {}"
     assert f"fab-t {said.format('runs', 'broke the image')}" in screen.text()
     assert f"square@aux0 {said.format('queries', 'raised the margin')}" in screen.text()
 
