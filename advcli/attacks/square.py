@@ -95,7 +95,7 @@ class Square(PooledAttack):
             before = state["best_margin"][owner]
             used, better = self._account(state, owner, query, candidate, now, asked, threshold)
             if foresight is not None:
-                known = torch.nonzero(used & before.isfinite() & now.isfinite())[:, 0]
+                known = torch.nonzero(used & before.isfinite() & now.isfinite())[:, 0]  # what is no number teaches nothing
                 foresight.note(owner[known], column[known], (now - before)[known])
                 foresight.improved(state["best"], torch.nonzero(better & ~state["hit"])[:, 0])
         if foresight is not None:
