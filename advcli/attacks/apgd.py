@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from advcli.attacks.losses import attack_loss
+from advcli.attacks.losses import attack_loss, margin
 from advcli.attacks.pool import PooledAttack, Task
+from advcli.attacks.sparing import book_mistakes, give_up
 from advcli.attacks.state import State, fresh, given, note_hits
 from advcli.attacks.surrogate import Condition, Loss, Surrogate
 from advcli.attacks.targets import by_distance, other_classes
@@ -19,6 +20,10 @@ from advcli.draws import Draws
 
 _RHO = 0.75  # share of steps that must raise the loss for the step size to stay
 _MOMENTUM = 0.75
+_STRETCH = 10  # steps after which it is asked whether a run can still come to something
+_SETTLED = 0.3  # share of the steps, and at least one stretch, before that is asked
+_GAPS, _RISES = 8.0, 3.0  # how much further it may come: in Frank-Wolfe gaps, and in what the last stretch brought
+_WALKED = 0.6  # share of many steps that is walked, about: 0.5 of photographs, 0.4 to 0.9 of digits
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class Apgd(PooledAttack):
     one run a target: the likeliest other classes first, `targets` of them. `conjunction` is for gates forced to the target.
     aux_weight: of the mean loss of auxiliary heads.
     ranked: the nearest targets first, as estimated at the image.
+    spares: a run of which nothing is to be hoped is given up, but for a sample. That is one which after three tenths of its steps
+    is short of its boundary by over eight times what its gradient promises inside the ball if it stayed what it is (the Frank-Wolfe
+    gap), by over three times what its last ten steps brought, and by more than the margin has moved since the run began.
     stages: numbers that a surrogate or a loss reads from the condition, (N,) each, in as many parts of a run as there are. A part
     starts from the best point of the one before: annealing, or one objective that goes on where another ended.
     """
@@ -43,6 +51,7 @@ class Apgd(PooledAttack):
     aux_weight: float = 0.0
     ranked: bool = False
     stages: tuple[Mapping[str, float], ...] = ()
+    spares: bool = True
 
     @property
     def runs(self) -> int:
@@ -60,6 +69,14 @@ class Apgd(PooledAttack):
     def passes(self) -> int:
         return self.runs * (2 * self.steps + 1)
 
+    @property
+    def can_spare(self) -> bool:
+        """What raises the sum of several heads' losses, or in stages, has no boundary of its own to be short of."""
+        return self.spares and self.steps > _STRETCH + 1 and not (self.stages or self.aux_weight or self.loss == "conjunction")
+
+    def timed(self, *, repeatable: bool) -> tuple[PooledAttack, float]:
+        return self, _WALKED if self.can_spare and repeatable and self.steps > 3 * _STRETCH else 1.0
+
     def order(self, surrogate: Surrogate, task: Task, chunk: int) -> Tensor | None:
         return by_distance(surrogate, self.threat, task, chunk) if self.ranked else None
 
@@ -71,6 +88,9 @@ class Apgd(PooledAttack):
         state |= {"size": nothing + 2 * self.threat.eps, "since": torch.zeros_like(y), "rises": torch.zeros_like(y)}
         state |= {"gap": torch.full_like(y, self._first_gap), "reduced": torch.ones_like(y, dtype=torch.bool)}
         state |= {"stage": torch.zeros_like(y), **{f"given.{name}": nothing + value for name, value in (self.stages or ({},))[0].items()}}
+        if self.can_spare:
+            state |= {"highest": nothing - torch.inf, "lowest": nothing + torch.inf}
+            state |= {"highest_before": nothing - torch.inf, "best_loss_before": nothing - torch.inf}
         if self.is_targeted:
             state["target"] = other_classes(condition, y).gather(1, run[:, None])[:, 0]
         return state
@@ -92,13 +112,40 @@ class Apgd(PooledAttack):
         state["forwards"] += 1
         state["backwards"] += 1
         note_hits(state, output.logits, threshold)
+        gap = self.threat.frank_wolfe_gap(state["x_adv"], state["x"], gradient) if self.can_spare else None
         gradient = self._account(state, gradient, losses)
         moved = self._step(state, gradient)
         stay = state["hit"][:, None, None, None]
         state["before"] = torch.where(stay, state["before"], state["x_adv"])
         state["x_adv"] = torch.where(stay, state["x_adv"], moved)
         state["step"] = state["step"] + (~state["hit"]).long()
-        state["over"] = ~state["hit"] & (state["step"] >= self.steps)
+        over = ~state["hit"] & (state["step"] >= self.steps)
+        if gap is not None and surrogate.repeatable:
+            hopeless = self._hopeless(state, losses, gap, threshold - margin(output.logits.float(), state["y"]))
+            over |= give_up(state, hopeless, 2 * (self.steps - state["step"]), draws, surrogate.cost)
+        state["over"] = over
+
+    def judged(self, state: State, broken: Tensor) -> None:
+        book_mistakes(state, broken)
+
+    def _hopeless(self, s: State, losses: Tensor, gap: Tensor, short: Tensor) -> Tensor:
+        """(N,) bool: rows at the end of a stretch that will hardly come to anything; losses, gap and short (N,) at the point looked at.
+
+        short: what is missing to the boundary, in logits. The cross-entropy's gap becomes one in logits, too: its gradient is
+        1 - p_y times a mean of the margins' gradients. Other losses reach zero where the boundary is.
+        """
+        s["highest"], s["lowest"] = torch.maximum(s["highest"], -short), torch.minimum(s["lowest"], -short)
+        short = -s["highest"]
+        if self.loss == "ce":
+            way, gap, rise = short, gap / -torch.expm1(-losses), s["highest"] - s["highest_before"]
+        else:
+            way, rise = -s["best_loss"], s["best_loss"] - s["best_loss_before"]
+        far = (way > _GAPS * gap) & (way > _RISES * rise) & (short > _RISES * (s["highest"] - s["highest_before"]))
+        ends = ~s["hit"] & (s["step"] % _STRETCH == 1)
+        s["highest_before"] = torch.where(ends, s["highest"], s["highest_before"])
+        s["best_loss_before"] = torch.where(ends, s["best_loss"], s["best_loss_before"])
+        late = (s["step"] > max(_STRETCH, _SETTLED * self.steps)) & (s["step"] < self.steps)
+        return ends & late & far & (short > s["highest"] - s["lowest"])
 
     def _next_stage(self, s: State) -> None:
         """Rows that have done their part of the steps begin the next one where they did best; nothing carries over but the point."""

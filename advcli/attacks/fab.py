@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advcli.attacks.losses import attack_loss
 from advcli.attacks.pool import PooledAttack
+from advcli.attacks.sparing import book_mistakes, give_up
 from advcli.attacks.state import State, fresh, given, note_hits
 from advcli.attacks.surrogate import Condition, Surrogate
 from advcli.attacks.targets import other_classes
@@ -26,7 +27,6 @@ _TIMES = 4  # of them, at least, at which it was adversarial
 _SPREAD = 1.05  # how far at most, in smallest distances
 _SLOW = 0.97  # of the smallest distance before them is left, at least
 _FAR = 2.0  # eps, that the smallest distance is over
-_SAMPLE = 1 / 32  # of the runs that have settled go on all the same
 _WALKED = 0.7  # share of all steps that is walked, about: 0.4 of photographs, 0.8 of digits
 
 
@@ -81,9 +81,8 @@ class Fab(PooledAttack):
         state["x_adv"] = torch.where(state["hit"][:, None, None, None], state["x_adv"], moved)
         state["step"] = state["step"] + (~state["hit"]).long()
         settled = self._settled(state, distance, fooled) & (self.spares and surrogate.repeatable)
-        sample = draws.sub("sample").uniform(()) < _SAMPLE
-        state["sampled"] = torch.maximum(state["sampled"], (settled & sample).long())
-        self._finish(surrogate, state, settled & ~sample)
+        gives_up = give_up(state, settled, 2 * (self.steps - state["step"]), draws, surrogate.cost)
+        self._finish(state, gives_up)
 
     def _settled(self, state: State, distance: Tensor, fooled: Tensor) -> Tensor:
         """(N,) bool: rows that at the end of a stretch of steps have settled far outside; fooled at that distance, (N,) each."""
@@ -100,14 +99,10 @@ class Fab(PooledAttack):
         return settled
 
     def judged(self, state: State, broken: Tensor) -> None:
-        state["mistaken"] = state["sampled"] * broken.long()
+        book_mistakes(state, broken)
 
-    def _finish(self, surrogate: Surrogate, state: State, gives_up: Tensor) -> None:
+    def _finish(self, state: State, gives_up: Tensor) -> None:
         """Out of steps, or of hope: the last point counts only inside the ball, so elsewhere the clean image stands for it."""
-        live = ~state["over"] & ~state["hit"]
-        left = torch.where(live & gives_up, 2 * (self.steps - state["step"]), 0)
-        state["spared"] = state["spared"] + left
-        surrogate.cost.spared += int(left.sum())
         state["over"] = ~state["hit"] & ((state["step"] >= self.steps) | gives_up)
         outside = state["over"] & ~(self.threat.distance(state["x_adv"], state["x"]) <= self.threat.eps)
         state["x_adv"] = torch.where(outside[:, None, None, None], state["x"], state["x_adv"])

@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from advcli.attacks.sparing import SAMPLE
 from advcli.attacks.state import State
 from advcli.attacks.threat import Threat
 
 _WIDTH = 3.0  # root mean squares of r
-_SAMPLE = 1 / 32  # of what needs no look is looked at all the same
 _MEMORY = 0.5  # of a block's errors in the block after it
 _FEW = 8  # looks of which nothing is concluded
 _FAINT = 1e-6  # the least slope of a pixel, so that a change of pixels without one is not taken for none
@@ -46,7 +46,7 @@ class Foresight:
         measured = (state["squared"] / state["counted"]).sqrt()
         told = (state["squared"] > 0) & (state["counted"] >= _FEW)  # no error at all is that of a plateau
         self._bound = (state["width"] * torch.where(told, measured, torch.inf))[:, None]
-        self._sampled = sample < _SAMPLE
+        self._sampled = sample < SAMPLE
         self._slope, self._scale = self._foresee(state["best"], torch.arange(len(up), device=up.device))
         self._square = torch.zeros_like(self._slope)
         self._seen, self._idle, self._wrong = (torch.zeros_like(self._sampled) for _ in range(3))

@@ -74,7 +74,7 @@ class PooledAttack:
     @property
     def can_spare(self) -> bool:
         """Whether it may leave out passes that are foreseen to come to nothing, and keeps count of that."""
-        return hasattr(self, "spares")
+        return bool(getattr(self, "spares", False))
 
     @property
     def runs(self) -> int:

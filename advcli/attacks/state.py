@@ -13,9 +13,9 @@ State = dict[str, Tensor]
 far), `hit` (the surrogate is fooled at x_adv), `over` (no iterations left; x_adv was not looked at yet), `excused` (the judge
 was not fooled at x_adv: go on), `forwards` and `backwards` (passes spent), `wasted` (passes beside them, thrown away), `spared`
 (passes foreseen to come to nothing, and not made), `sampled` (cases in which they were made all the same, to see), `mistaken` (those
-of them that came to something); `best` (the best point by the surrogate) where that need not be x_adv. The pool adds `judged`
-(times the judge was asked), `position` (-1: a free row, which comes to the attack as `over`), `run`, `index` and the condition's
-tensors as `given.NAME`. Empty where there are no rows."""
+of them that came to something), `watched` (the run is such a case); `best` (the best point by the surrogate) where that need not be
+x_adv. The pool adds `judged` (times the judge was asked), `position` (-1: a free row, which comes to the attack as `over`), `run`,
+`index` and the condition's tensors as `given.NAME`. Empty where there are no rows."""
 
 
 SPARING = ("spared", "sampled", "mistaken")
@@ -25,7 +25,7 @@ def fresh(x: Tensor, y: Tensor, x_adv: Tensor) -> State:
     """The entries that every attack's state has."""
     zeros, no = torch.zeros_like(y), torch.zeros_like(y, dtype=torch.bool)
     counts = {name: zeros.clone() for name in ("step", "forwards", "backwards", "wasted", *SPARING)}
-    return {"x": x, "y": y, "x_adv": x_adv, **counts, "hit": no, "over": no.clone(), "excused": no.clone()}
+    return {"x": x, "y": y, "x_adv": x_adv, **counts, "hit": no, **{name: no.clone() for name in ("over", "excused", "watched")}}
 
 
 def note_hits(state: State, logits: Tensor, threshold: float) -> Tensor:

@@ -48,6 +48,17 @@ class Threat:
         direction = gradient.sign() if self.norm == "linf" else gradient / l2(gradient).clamp_min(_TINY)
         return x_adv + size * direction
 
+    def frank_wolfe_gap(self, x_adv: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+        """(N,) by how much what has that gradient at x_adv would still rise inside the ball, and for linf the box, if it were linear.
+
+        max over z of gradient . (z - x_adv): none where x_adv is where a step of any size leads again (Jaggi, ICML 2013).
+        """
+        if self.norm == "l2":
+            w = gradient.flatten(1)
+            return self.eps * l2(gradient).flatten() - (w * (x_adv - x).flatten(1)).sum(1)
+        low, high = ((x + end).clamp(*self.bounds) - x_adv for end in (-self.eps, self.eps))
+        return torch.maximum(gradient * low, gradient * high).flatten(1).sum(1)
+
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """(N,) norms of x_adv - x."""
         delta = x_adv - x

@@ -82,7 +82,7 @@ def _attack(
     see: Callable[[Tensor, Tensor], ModelOutput], threat: Threat, x: Tensor, draws: Draws, cost: Cost, *, repeatable: bool
 ) -> Tensor:
     """(N,) bool: Auto-PGD reached the other side of its image's head. see: numbers of images, and a point of each, to an output."""
-    attack, y = Apgd(threat, "ce", steps=_STEPS), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    attack, y = Apgd(threat, "ce", steps=_STEPS, spares=False), torch.zeros(len(x), dtype=torch.int64, device=x.device)
     state = attack.begin(x, y, draws.sub("start"), {}, y) | {"row": torch.arange(len(x), device=x.device)}
     reached = torch.zeros_like(y, dtype=torch.bool)
     for _ in range(_STEPS):

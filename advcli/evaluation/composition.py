@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from advcli.attacks import Fab, Square
+from advcli.attacks import Apgd, Fab, Square
 from advcli.evaluation.adaptive import gate_entries, joint_entries, random_entries, substitute_entries
 from advcli.evaluation.entries import Entry
 from advcli.evaluation.inspection import Traits
@@ -17,16 +17,20 @@ def compose(job: Job, traits: Traits) -> tuple[Entry, ...]:
     """The suite, with the joint loss of auxiliary heads, and in `adaptive` and `full` attacks that know what the network hides.
 
     What goes through gates, or through operations that block the gradient, may jump, and what draws is never the same: there no
-    attack leaves out what it foresees to come to nothing.
+    attack leaves out what it foresees to come to nothing. Nor does Auto-PGD where a view has it follow one network to break another.
     """
     entries = _composed(job, traits)
     jumps = bool(traits.operations or traits.random or traits.companions)
-    return tuple(_sparing_nothing(entry) if jumps or (job.gated and entry.view is None) else entry for entry in entries)
+    return tuple(_sparing_nothing(entry) if jumps or (job.gated and _may_jump(entry)) else entry for entry in entries)
+
+
+def _may_jump(entry: Entry) -> bool:
+    return entry.view is None or isinstance(entry.attack, Apgd)
 
 
 def _sparing_nothing(entry: Entry) -> Entry:
     attack = entry.attack
-    return replace(entry, attack=replace(attack, spares=False)) if isinstance(attack, (Fab, Square)) else entry
+    return replace(entry, attack=replace(attack, spares=False)) if isinstance(attack, (Apgd, Fab, Square)) else entry
 
 
 def _composed(job: Job, traits: Traits) -> tuple[Entry, ...]:

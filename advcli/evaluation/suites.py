@@ -12,7 +12,7 @@ from advcli.errors import UsageError
 from advcli.evaluation.adaptive import random_entries
 from advcli.evaluation.entries import Entry, aim
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised whenever a suite's composition or a verdict's rule changes, so that numbers are compared only within one."""
 
 TRANSFER = "transfer"

@@ -109,8 +109,8 @@ def _count(ledger: Arrays, name: str, what: str) -> int:
 
 
 def _sparing(ledger: Arrays, header: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """For each attack that foresaw passes to come to nothing: `spared`, not made; `passes`, of which they are; `sampled`, queries
-    (Square) or runs (FAB) that were made all the same; `mistaken`, those of them that came to something: a higher margin, a break."""
+    """For each attack that foresaw passes to come to nothing: `spared`, not made; `passes`, of which they are; `sampled`, runs and
+    queries of Square that were made all the same; `mistaken`, those of them that came to something: a break, a higher margin."""
     result: dict[str, dict[str, int]] = {}
     for name in (entry["name"] for entry in header["entries"]):
         if f"spared.{name}" in ledger:

@@ -117,7 +117,7 @@ def _searched(search: Mapping[str, Any]) -> str:
 
 def _spared(name: str, counts: Mapping[str, int]) -> str:
     """How many passes an attack left out, and what came of a sample of these."""
-    cases, outcome = ("queries", "raised the margin") if name.startswith("square") else ("runs", "broke the image")
+    cases, outcome = ("queries and runs", "came to something") if name.startswith("square") else ("runs", "broke the image")
     left_out = f"spared {percent(counts['spared'] / counts['passes'])} % of {counts['passes']:,} passes"
     return f"{name} {left_out}; {counts['mistaken']} of a sample of {counts['sampled']:,} {cases} {outcome}"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from advcli.attacks import Apgd, Judge, Surrogate, Threat
+from advcli.attacks import Apgd, Cost, Judge, Surrogate, Threat
 from advcli.attacks.losses import attack_loss, dlr, dlr_targeted
 from advcli.attacks.pool import Task, stream
 from advcli.attacks.targets import other_classes
@@ -116,7 +116,7 @@ def test_all_iterates_are_the_papers(name: str, norm: str) -> None:
     draws = DoubleDraws(3, torch.arange(N), "apgd")
     judge = Judge(torch.nn.Identity(), chunk=N, bound=-torch.inf)
     judge.model = model  # type: ignore[assignment]
-    attack = Apgd(threat, name, steps=STEPS, restarts=1, targets=1)  # type: ignore[arg-type]
+    attack = Apgd(threat, name, steps=STEPS, restarts=1, targets=1, spares=False)  # type: ignore[arg-type]
     logits = model(x)
     (end,) = stream(attack, Surrogate(spy), judge, Task(lambda pick: x[pick], y, draws, {"logits": logits}))
     assert len(shown) == STEPS
@@ -252,3 +252,144 @@ def test_rows_of_one_pool_are_in_stages_of_their_own() -> None:
         judge.margins = lambda points, labels: torch.full((len(labels),), -1.0)  # type: ignore[method-assign]
         found.append(attack(Scaled(), judge, x, y, Draws(0, torch.arange(N), "stages"), {"logits": model(x)}))
     torch.testing.assert_close(found[0].x_adv, found[1].x_adv, rtol=0, atol=1e-12)
+
+
+def hopeless_after(margins: list[float], losses: list[float], gaps: list[float], *, ce: bool) -> int | None:
+    """After how many looks a run is given up: what the rule says in words, of one run, from all it has seen."""
+    for k in range({100: 30, 50: 20, 20: 10}[len(margins)], len(margins) - 1, 10):
+        seen, before = margins[: k + 1], margins[: k - 9]
+        short = -max(seen)
+        if ce:
+            way, gap, rise = short, gaps[k] / (1 - np.exp(-losses[k])), max(seen) - max(before)
+        else:
+            way, gap, rise = -max(losses[: k + 1]), gaps[k], max(losses[: k + 1]) - max(losses[: k - 9])
+        slow = way > 3 * rise and short > 3 * (max(seen) - max(before))
+        if way > 8 * gap and slow and short > max(seen) - min(seen):
+            return k + 1
+    return None
+
+
+class Told(Surrogate):
+    """Answers with logits (K,), one row after another, whatever it is shown; the gradient is nowhere zero."""
+
+    def __init__(self, logits: list[list[float]], *, repeatable: bool = True) -> None:
+        super().__init__(lambda x: ModelOutput(x, (), x, x), repeatable=repeatable)
+        self.logits = iter(logits)
+
+    def __call__(self, x: Tensor, condition: object) -> ModelOutput:
+        logits = torch.tensor(next(self.logits), dtype=x.dtype) + x.flatten(1)[:, :1] - x.flatten(1)[:, :1].detach()
+        return ModelOutput(logits, (), x, x)
+
+
+def walk(seed: int) -> tuple[list[list[float]], list[float]]:
+    """Logits of three classes for every look of a run whose margin towards class 1 rises ever more slowly, and the gaps."""
+    draw = np.random.default_rng(seed)
+    level, pace = draw.choice([0.6, 2.0, 6.0]), draw.choice([3.0, 10.0, 40.0])
+    way = -level - draw.choice([0.2, 1.0, 4.0]) * np.exp(-np.arange(STEPS) / pace) + 0.02 * draw.normal(size=STEPS)
+    other = way + draw.choice([-3.0, 0.4]) * draw.random(STEPS)
+    gaps = level * draw.choice([0.01, 0.3, 1.0]) * (1 + draw.random(STEPS)) * np.exp(-np.arange(STEPS) / draw.choice([15.0, 1e9]))
+    return [[0.0, a, b] for a, b in zip(way, other, strict=True)], gaps.tolist()
+
+
+def seen_by(logits: list[list[float]], name: str) -> tuple[list[float], list[float]]:
+    rows = torch.tensor(logits, dtype=torch.float64)
+    y, target = torch.zeros(len(rows), dtype=torch.int64), torch.ones(len(rows), dtype=torch.int64)
+    losses = attack_loss(name)(ModelOutput(rows, (), rows, rows), y, {"target": target})
+    return attack_loss("margin")(ModelOutput(rows, (), rows, rows), y, {}).tolist(), losses.tolist()
+
+
+def given_up(seed: int, attack: Apgd, monkeypatch: pytest.MonkeyPatch, *, repeatable: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """(256,) after how many looks a run of the walk is over, whether it is of the sample, and what it says it was spared."""
+    logits, gaps = walk(seed)
+    way = iter(gaps)
+    monkeypatch.setattr(Threat, "frank_wolfe_gap", lambda self, x_adv, x, gradient: torch.full((len(x),), next(way), dtype=x.dtype))
+    x, y = torch.full((256, 1, 4, 4), 0.5, dtype=torch.float64), torch.zeros(256, dtype=torch.int64)
+    draws, cost = Draws(0, torch.arange(256), "hopeless"), Cost()
+    surrogate = Told(logits, repeatable=repeatable)
+    surrogate.cost = cost
+    state = attack.begin(x, y, draws, {"logits": torch.tensor([[0.0, -1.0, -2.0]]).expand(256, 3)}, y)
+    over = torch.full((256,), -1)
+    for look in range(attack.steps):
+        attack.advance(surrogate, state, 0.0, draws)
+        over = torch.where((over < 0) & state["over"], look + 1, over)
+        state["over"] = over >= 0
+    assert cost.spared == int(state["spared"].sum())
+    assert torch.equal(state["spared"], 2 * (attack.steps - over))
+    return over, draws.sub("sample").uniform(()) < 1 / 32, state["sampled"]
+
+
+NAMES = ("ce", "targeted", "margin")
+
+
+@pytest.mark.parametrize("steps", [100, 50, 20])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(40))
+def test_a_run_is_given_up_where_nothing_is_to_be_hoped(seed: int, name: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the look that the rule says, of walks of all kinds; or, one in 32, not at all."""
+    logits, gaps = walk(seed)
+    margins, losses = seen_by(logits[:steps], name)
+    expected = hopeless_after(margins, losses, gaps, ce=name == "ce")
+    over, sample, sampled = given_up(seed, Apgd(THREATS["linf"], name, steps=steps, targets=1), monkeypatch)  # type: ignore[arg-type]
+    assert 0 < int(sample.sum()) < 25
+    assert bool((over[sample] == steps).all())
+    assert bool((over[~sample] == (expected or steps)).all())
+    assert torch.equal(sampled, (sample & (expected is not None)).long())
+
+
+def test_the_walks_above_are_of_all_kinds() -> None:
+    for name in NAMES:
+        short = [hopeless_after(*seen_by(walk(seed)[0][:20], name), walk(seed)[1], ce=name == "ce") for seed in range(40)]
+        assert {None, 11} == set(short)
+        ends = [hopeless_after(*seen_by(walk(seed)[0], name), walk(seed)[1], ce=name == "ce") for seed in range(40)]
+        assert 5 < ends.count(None) < 35
+        assert len({None, 31} | set(ends)) > 3
+        assert {None, 31} <= set(ends)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        Apgd(THREATS["linf"], "ce", spares=False),
+        Apgd(THREATS["linf"], "ce", steps=STEPS, aux_weight=1.0),
+        Apgd(THREATS["linf"], "ce", stages=({"scale": 1.0}, {"scale": 0.5})),
+    ],
+)
+def test_without_a_boundary_of_its_own_or_when_told_so_none_is(attack: Apgd, monkeypatch: pytest.MonkeyPatch) -> None:
+    seed = next(seed for seed in range(40) if hopeless_after(*seen_by(walk(seed)[0], "ce"), walk(seed)[1], ce=True))
+    assert not attack.can_spare
+    assert attack.timed(repeatable=True)[1] == 1.0
+    assert bool((given_up(seed, attack, monkeypatch)[0] == STEPS).all())
+
+
+def test_what_answers_differently_when_asked_twice_is_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    seed = next(seed for seed in range(40) if hopeless_after(*seen_by(walk(seed)[0], "ce"), walk(seed)[1], ce=True))
+    attack = Apgd(THREATS["linf"], "ce")
+    assert bool((given_up(seed, attack, monkeypatch, repeatable=False)[0] == STEPS).all())
+    assert attack.timed(repeatable=False)[1] == 1.0
+
+
+@each_norm
+@pytest.mark.parametrize("name", ["ce", "dlr", "dlr-targeted", "targeted"])
+def test_giving_up_spares_passes_and_loses_nothing(name: str, norm: str) -> None:
+    """On images of all distances: the same verdicts with fewer passes, every pass accounted for, and no mistake in the sample."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(200, *SHAPE, generator=generator, dtype=torch.float64)
+    y = model(x).argmax(1)
+    threat = replace(THREATS[norm], eps=THREATS[norm].eps / 8)
+    fallen, spent, mistaken = {}, {}, 0
+    for spares in (False, True):
+        task, cost = Task(lambda pick: x[pick], y, DoubleDraws(0, torch.arange(200), ""), {"logits": model(x)}), Cost()
+        judge = Judge(torch.nn.Identity(), chunk=50)
+        judge.model = model  # type: ignore[assignment]
+        attack = Apgd(threat, name, targets=3, spares=spares)  # type: ignore[arg-type]
+        broken, units = torch.zeros(200, dtype=torch.bool), torch.zeros(200, dtype=torch.int64)
+        for a in stream(attack, Surrogate(trace, cost), judge, task):
+            broken[a.positions[a.final]], units[a.positions[a.final]] = a.found.broken[a.final], a.units[a.final]
+            mistaken += int(a.sparing["mistaken"].sum()) if spares else 0
+        assert bool((units[~broken] == attack.passes).all())
+        fallen[spares], spent[spares] = broken, cost
+    assert torch.equal(fallen[True], fallen[False])
+    assert 10 < int(fallen[True].sum()) < 190
+    assert spent[False].spared == 0
+    assert spent[True].spared > 0.1 * spent[True].units
+    assert mistaken == 0

@@ -285,9 +285,7 @@ def test_a_run_is_given_up_where_it_has_settled_far_outside(seed: int, monkeypat
     draws = Draws(0, torch.arange(256), "settled")
     state = attack.begin(x, y, draws, {"logits": torch.zeros(256, 2)}, y)
     over = torch.full((256,), -1)
-    monkeypatch.setattr(
-        Fab, "_finish", lambda self, surrogate, state, gives_up: over.masked_fill_((over < 0) & gives_up, int(state["step"][0]))
-    )
+    monkeypatch.setattr(Fab, "_finish", lambda self, state, gives_up: over.masked_fill_((over < 0) & gives_up, int(state["step"][0])))
     for _ in range(70):
         attack.advance(surrogate, state, 0.0, draws)
     expected = settled_after(np.where(fooled, walk, np.inf).tolist(), eps)
@@ -354,6 +352,6 @@ def test_gates_that_open_and_shut_let_no_run_settle() -> None:
 
 
 def test_a_run_that_settled_and_went_on_is_mistaken_where_the_judge_says_so() -> None:
-    state = {"sampled": torch.tensor([1, 1, 0, 0]), "mistaken": torch.zeros(4, dtype=torch.int64)}
+    state = {"watched": torch.tensor([True, True, False, False]), "mistaken": torch.zeros(4, dtype=torch.int64)}
     Fab(Threat("linf", 0.1)).judged(state, torch.tensor([True, False, True, False]))
     assert state["mistaken"].tolist() == [1, 0, 0, 0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advcli.attacks import Apgd, Judge, Square, Surrogate, Threat, foresight
+from advcli.attacks import Judge, Square, Surrogate, Threat, foresight
 from advcli.attacks.foresight import Foresight, unknown
 from advcli.attacks.losses import attack_loss, margin
 from advcli.attacks.pool import Attempt, Task, stream
@@ -355,4 +355,3 @@ def test_only_squares_of_one_colour_are_foreseen_and_only_where_asking_twice_is_
     attack, share = Square(THREAT).timed(repeatable=True)
     assert share < 1
     assert attack == replace(Square(THREAT), queries=20)
-    assert Apgd(THREAT, "ce").timed(repeatable=True) == (Apgd(THREAT, "ce"), 1.0)

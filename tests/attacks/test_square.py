@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from advcli.attacks import Cost, Judge, Pgd, Square, Surrogate, Threat
 from advcli.attacks.losses import attack_loss, margin
 from advcli.attacks.pool import Task, stream
+from advcli.attacks.sparing import give_up
 from advcli.attacks.square import _pattern, _placed_patterns, _window, propose_l2, propose_linf
 from advcli.attacks.surrogate import Condition
 from advcli.draws import Draws
@@ -285,3 +286,88 @@ def test_breaks_where_gradients_are_masked(norm: str) -> None:
     assert fallen["pgd", False] >= fallen["square", False]
     assert fallen["square", True] >= 0.7 * fallen["square", False] > 0
     assert fallen["square", True] >= 2 * fallen["pgd", True] + 3
+
+
+class Smooth(nn.Module):
+    """Ten classes, a sine of mixed pixels: margins of many sizes, and a search that slows down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.first = torch.randn(3 * SIDE * SIDE, 16, generator=generator) / SIDE
+        self.second = torch.randn(16, 10, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(2 * (x.flatten(1) - 0.5) @ self.first) @ self.second
+
+    def trace(self, x: Tensor) -> ModelOutput:
+        return ModelOutput(self(x), (), x, x)
+
+
+def hopeless_after(margins: list[float], queries: int) -> int | None:
+    """After which thousand queries a search is given up; margins: the best one at the end of each thousand."""
+    for k in range(2, queries // 1000 + 1):
+        rise, left = margins[k - 1] - margins[k - 2], max(queries / 1000 - k, 1)
+        if 0 < rise < np.inf and -margins[k - 1] > 3 * rise * left:
+            return 1000 * k
+    return None
+
+
+@pytest.mark.parametrize("queries", [5000, 2500])
+def test_a_search_is_given_up_where_its_pace_leads_nowhere_in_time(queries: int) -> None:
+    """After the thousand that the rule says, of 500 searches of all kinds; or, one in 32, not at all."""
+    n, draw = 500, np.random.default_rng(3)
+    rises = draw.choice([0.0, 0.01, 0.1, 0.3], (n, 5)) * draw.random((n, 5))
+    best = -draw.choice([0.5, 1.0, 3.0], (n, 1)) + rises.cumsum(1)
+    best[:20, 0] = -np.inf
+    attack, x = Square(THREATS["l2"], queries=queries), images(1).expand(n, -1, -1, -1)
+    draws, cost = Draws(0, torch.arange(n), "hopeless"), Cost()
+    y = torch.zeros(n, dtype=torch.int64)
+    state = attack.begin(x, y, draws, {}, y)
+    sample = draws.sub("sample").uniform(()) < 1 / 32
+    over = torch.full((n,), -1)
+    for k in range(1, queries // 1000 + 1):
+        state["best_margin"], state["step"] = torch.from_numpy(best[:, k - 1].copy()), torch.full((n,), 1000 * k)
+        given = give_up(state, attack._hopeless(state, 0.0), attack.queries + 1 - state["step"], draws, cost)
+        state["over"] = state["over"] | given
+        over = torch.where((over < 0) & given, 1000 * k, over)
+    expected = torch.tensor([hopeless_after(row.tolist(), queries) or -1 for row in best])
+    assert {-1, 2000} < set(expected.tolist()) or queries == 2500
+    assert int((sample & (expected > 0)).sum()) > 0
+    assert torch.equal(over[~sample], expected[~sample])
+    assert bool((over[sample] == -1).all())
+    assert torch.equal(state["watched"], sample & (expected > 0))
+    assert torch.equal(state["sampled"], state["watched"].long())
+    assert cost.spared == int(state["spared"].sum()) == int((queries + 1 - over)[over > 0].sum())
+
+
+def test_between_thousands_and_where_nothing_was_gained_nothing_is_concluded() -> None:
+    attack, x, y = Square(THREATS["linf"]), images(4), torch.zeros(4, dtype=torch.int64)
+    state = attack.begin(x, y, Draws(0, torch.arange(4), ""), {}, y)
+    state |= {"best_margin": torch.full((4,), -9.0), "best_margin_before": torch.tensor([-9.1, -9.1, -9.0, -9.1])}
+    state |= {"step": torch.tensor([2000, 2100, 2000, 1000])}
+    assert attack._hopeless(state, 0.0).tolist() == [True, False, False, False]
+    assert state["best_margin_before"].tolist() == pytest.approx([-9.0, -9.1, -9.0, -9.0])
+
+
+@each_norm
+def test_giving_up_spares_queries_and_loses_nothing(norm: str) -> None:
+    """The same verdicts, and every pass accounted for; of l2, where no square is foreseen, what is spared is what was given up."""
+    model, x = Smooth(), images(32)
+    y = model(x).argmax(1)
+    threat = Threat(norm, {"linf": 0.015, "l2": 0.35}[norm])  # type: ignore[arg-type]
+    fallen, spent, mistakes = {}, {}, np.zeros(2, np.int64)
+    for spares in (False, True):
+        task, cost, attack = Task(lambda pick: x[pick], y, Draws(0, torch.arange(32), ""), {}), Cost(), Square(threat, spares=spares)
+        broken, units = torch.zeros(32, dtype=torch.bool), torch.zeros(32, dtype=torch.int64)
+        for a in stream(attack, Surrogate(model.trace, cost), Judge(model, chunk=16), task):
+            broken[a.positions], units[a.positions] = a.found.broken, a.units
+            mistakes += np.array([int(a.sparing[name].sum()) for name in ("mistaken", "sampled")]) if spares else 0
+        gradients = 2 * 51 if spares and norm == "linf" else 0
+        assert bool((units[~broken] == 5002 + gradients).all())
+        fallen[spares], spent[spares] = broken, cost
+    assert torch.equal(fallen[True], fallen[False])
+    assert 3 < int(fallen[True].sum()) < 29
+    assert mistakes[0] <= (mistakes[1] / 50 if norm == "linf" else 0)  # of linf they are queries for the most part, not runs
+    assert spent[False].spared == 0
+    assert spent[True].spared > (0.2 if norm == "l2" else 0.5) * spent[True].units

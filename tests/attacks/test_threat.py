@@ -123,3 +123,23 @@ def test_distance(norm: str) -> None:
     x, other = images(0), images(1)
     torch.testing.assert_close(Threat(norm, 1.0).distance(other, x), norms(other - x, norm), rtol=1e-12, atol=0)
     assert not Threat(norm, 1.0).distance(x, x).any()
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=IDS)
+def test_the_frank_wolfe_gap_is_what_a_linear_function_may_still_rise(threat: Threat) -> None:
+    """It is reached at the corner where the function is largest, and no point inside promises more."""
+    x = images(2)
+    gradient = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    here = threat.random_start(x, Draws(0, torch.arange(len(x)), "gap")).double()
+    gap = threat.frank_wolfe_gap(here, x, gradient)
+
+    def rise(point: torch.Tensor) -> torch.Tensor:
+        return (gradient * (point - here)).flatten(1).sum(1)
+
+    corner = threat.step(x, gradient, threat.eps)
+    corner = corner.clamp(*threat.bounds) if threat.norm == "linf" else corner  # of the l2 ball alone: the box only takes away
+    torch.testing.assert_close(rise(corner), gap)
+    torch.testing.assert_close(threat.frank_wolfe_gap(corner, x, gradient), torch.zeros_like(gap), rtol=0, atol=1e-12)
+    for seed in range(20):
+        other = threat.project(x + torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), x)
+        assert bool((rise(other) <= gap + 1e-12).all())

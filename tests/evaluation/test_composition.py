@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from advcli.attacks import Fab, Square, Threat
+from advcli.attacks import Apgd, Fab, Square, Threat
 from advcli.evaluation.composition import compose
 from advcli.evaluation.inspection import Traits
 from advcli.models import Architecture, build
@@ -15,7 +15,7 @@ from advcli.recipe.schema import ReverseAttention
 
 
 def sparing(traits: Traits, *, gated: bool = False, suite: str = "full", head: str = "final") -> dict[str, bool]:
-    """Of every FAB and Square that a job gets, by name."""
+    """Of every Auto-PGD, FAB and Square that a job gets, by name."""
     gates = (ReverseAttention(name="reverse-attention", at=["layer3"]),) if gated else ()
     network = build(Architecture("small-cnn", 0.25, 10, 1, 8, gates=gates))
     job: Any = SimpleNamespace(
@@ -28,13 +28,13 @@ def sparing(traits: Traits, *, gated: bool = False, suite: str = "full", head: s
         gated=gated and head == "final",
         loaded=SimpleNamespace(network=network, architecture=SimpleNamespace(num_classes=10)),
     )
-    return {entry.name: entry.attack.spares for entry in compose(job, traits) if isinstance(entry.attack, (Fab, Square))}
+    return {entry.name: entry.attack.spares for entry in compose(job, traits) if isinstance(entry.attack, (Apgd, Fab, Square))}
 
 
 @pytest.mark.parametrize("suite", ["aa", "aa-plus", "fast", "adaptive", "full"])
 def test_on_an_ordinary_network_all_do(suite: str) -> None:
     found = sparing(Traits(), suite=suite)
-    assert {"square"} <= set(found)
+    assert {"square", "apgd-t-50" if suite == "fast" else "apgd-t"} <= set(found)
     assert all(found.values())
 
 
@@ -47,5 +47,6 @@ def test_where_gradients_are_blocked_or_answers_change_none_does(traits: Traits,
 def test_through_gates_none_does_but_those_on_a_head_before_them() -> None:
     found = sparing(Traits(), gated=True)
     assert {"square", "fab-t", "square@aux0", "fab-t@aux0"} <= set(found)
-    assert {name for name, spares in found.items() if not spares} == {"square", "fab-t"}
+    assert {name for name, spares in found.items() if spares} == {"square@aux0", "fab-t@aux0", "square@enumerated"}
+    assert {"apgd-t", "apgd-ce@straight", "apgd@enumerated"} <= set(found)
     assert all(sparing(Traits(), gated=True, suite="aa", head="open").values())
