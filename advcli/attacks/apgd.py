@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from advcli.attacks.losses import attack_loss, margin
 from advcli.attacks.pool import PooledAttack, Task
-from advcli.attacks.sparing import book_mistakes, give_up
+from advcli.attacks.sparing import book_mistakes, give_up, too_slow, unpaced
 from advcli.attacks.state import State, fresh, given, note_hits
 from advcli.attacks.surrogate import Condition, Loss, Surrogate
 from advcli.attacks.targets import by_distance, other_classes
@@ -22,7 +23,7 @@ _RHO = 0.75  # share of steps that must raise the loss for the step size to stay
 _MOMENTUM = 0.75
 _STRETCH = 10  # steps after which it is asked whether a run can still come to something
 _SETTLED = 0.3  # share of the steps, and at least one stretch, before that is asked
-_GAPS, _RISES = 8.0, 3.0  # how much further it may come: in Frank-Wolfe gaps, and in what the last stretch brought
+_GAPS = 8.0  # Frank-Wolfe gaps within which a run may still arrive
 _WALKED = 0.6  # share of many steps that is walked, about: 0.5 of photographs, 0.4 to 0.9 of digits
 
 
@@ -34,9 +35,10 @@ class Apgd(PooledAttack):
     one run a target: the likeliest other classes first, `targets` of them. `conjunction` is for gates forced to the target.
     aux_weight: of the mean loss of auxiliary heads.
     ranked: the nearest targets first, as estimated at the image.
-    spares: a run of which nothing is to be hoped is given up, but for a sample. That is one which after three tenths of its steps
-    is short of its boundary by over eight times what its gradient promises inside the ball if it stayed what it is (the Frank-Wolfe
-    gap), by over three times what its last ten steps brought, and by more than the margin has moved since the run began.
+    spares: a run of which nothing is to be hoped is given up, but for a sample. That is one which after three tenths of its steps, and
+    eleven at least, is short of its boundary by over eight times what its gradient promises inside the ball if it stayed what it is (the
+    Frank-Wolfe gap), by over three times what its other steps would bring at the pace of the last ten, no quicker than that of the ten
+    before, and by more than the margin has moved since the run began.
     stages: numbers that a surrogate or a loss reads from the condition, (N,) each, in as many parts of a run as there are. A part
     starts from the best point of the one before: annealing, or one objective that goes on where another ended.
     """
@@ -89,8 +91,8 @@ class Apgd(PooledAttack):
         state |= {"gap": torch.full_like(y, self._first_gap), "reduced": torch.ones_like(y, dtype=torch.bool)}
         state |= {"stage": torch.zeros_like(y), **{f"given.{name}": nothing + value for name, value in (self.stages or ({},))[0].items()}}
         if self.can_spare:
-            state |= {"highest": nothing - torch.inf, "lowest": nothing + torch.inf}
-            state |= {"highest_before": nothing - torch.inf, "best_loss_before": nothing - torch.inf}
+            lowest = nothing + torch.inf
+            state |= {"highest": -lowest, "lowest": lowest, **unpaced(-lowest, "highest", "best_loss")}
         if self.is_targeted:
             state["target"] = other_classes(condition, y).gather(1, run[:, None])[:, 0]
         return state
@@ -112,7 +114,7 @@ class Apgd(PooledAttack):
         state["forwards"] += 1
         state["backwards"] += 1
         note_hits(state, output.logits, threshold)
-        gap = self.threat.frank_wolfe_gap(state["x_adv"], state["x"], gradient) if self.can_spare else None
+        looked = (state["x_adv"], gradient, losses, output.logits.float())
         gradient = self._account(state, gradient, losses)
         moved = self._step(state, gradient)
         stay = state["hit"][:, None, None, None]
@@ -120,32 +122,43 @@ class Apgd(PooledAttack):
         state["x_adv"] = torch.where(stay, state["x_adv"], moved)
         state["step"] = state["step"] + (~state["hit"]).long()
         over = ~state["hit"] & (state["step"] >= self.steps)
-        if gap is not None and surrogate.repeatable:
-            hopeless = self._hopeless(state, losses, gap, threshold - margin(output.logits.float(), state["y"]))
+        if self.can_spare and surrogate.repeatable:
+            hopeless = self._hopeless(state, *looked, threshold)
             over |= give_up(state, hopeless, 2 * (self.steps - state["step"]), draws, surrogate.cost)
         state["over"] = over
 
     def judged(self, state: State, broken: Tensor) -> None:
         book_mistakes(state, broken)
 
-    def _hopeless(self, s: State, losses: Tensor, gap: Tensor, short: Tensor) -> Tensor:
-        """(N,) bool: rows at the end of a stretch that will hardly come to anything; losses, gap and short (N,) at the point looked at.
+    def _hopeless(self, s: State, x_adv: Tensor, gradient: Tensor, losses: Tensor, logits: Tensor, threshold: float) -> Tensor:
+        """(N,) bool: rows that will hardly come to anything; x_adv (N, C, H, W): what was looked at, where the others are from.
 
-        short: what is missing to the boundary, in logits. The cross-entropy's gap becomes one in logits, too: its gradient is
-        1 - p_y times a mean of the margins' gradients. Other losses reach zero where the boundary is.
+        short is what is missing to the boundary in logits, and way in the loss, which is zero there unless it is the cross-entropy.
+        A targeted run may succeed through another class, so both are asked for.
         """
-        s["highest"], s["lowest"] = torch.maximum(s["highest"], -short), torch.minimum(s["lowest"], -short)
-        short = -s["highest"]
-        if self.loss == "ce":
-            way, gap, rise = short, gap / -torch.expm1(-losses), s["highest"] - s["highest_before"]
-        else:
-            way, rise = -s["best_loss"], s["best_loss"] - s["best_loss_before"]
-        far = (way > _GAPS * gap) & (way > _RISES * rise) & (short > _RISES * (s["highest"] - s["highest_before"]))
-        ends = ~s["hit"] & (s["step"] % _STRETCH == 1)
-        s["highest_before"] = torch.where(ends, s["highest"], s["highest_before"])
-        s["best_loss_before"] = torch.where(ends, s["best_loss"], s["best_loss_before"])
-        late = (s["step"] > max(_STRETCH, _SETTLED * self.steps)) & (s["step"] < self.steps)
-        return ends & late & far & (short > s["highest"] - s["lowest"])
+        margins = margin(logits, s["y"])
+        s["highest"], s["lowest"] = torch.maximum(s["highest"], margins), torch.minimum(s["lowest"], margins)
+        ends, left = ~s["hit"] & (s["step"] % _STRETCH == 1), ((self.steps - s["step"]) / _STRETCH).clamp_min(1.0)
+        way = short = threshold - s["highest"]
+        hopeless = too_slow(s, "highest", short, left, ends) & (short > s["highest"] - s["lowest"])
+        if self.loss != "ce":
+            way = (threshold if self.loss in ("margin", "targeted") else 0.0) - s["best_loss"]
+            hopeless &= too_slow(s, "best_loss", way, left, ends)
+        hopeless &= (s["step"] > max(_STRETCH, _SETTLED * self.steps)) & (s["step"] < self.steps)
+        return hopeless & (way > _GAPS * self._promise(s, x_adv, gradient, losses, logits)) if bool(hopeless.any()) else hopeless
+
+    def _promise(self, s: State, x_adv: Tensor, gradient: Tensor, losses: Tensor, logits: Tensor) -> Tensor:
+        """(N,) the larger Frank-Wolfe gap of two points: x_adv, and the best one, to which a run returns when its step is halved.
+
+        The cross-entropy's is turned into logits: its gradient is 1 - p_y times a mean of the margins' gradients, weighted by the other
+        classes' shares, and a mean over m gradients that have nothing to do with one another is shorter than they are by sqrt(m).
+        """
+        here = self.threat.frank_wolfe_gap(x_adv, s["x"], gradient)
+        best = self.threat.frank_wolfe_gap(s["best"], s["x"], s["best_gradient"])
+        if self.loss != "ce":
+            return torch.maximum(here, best)
+        shares = logits.masked_fill(F.one_hot(s["y"], logits.shape[1]).bool(), -torch.inf).softmax(1)
+        return torch.maximum(here / -torch.expm1(-losses), best / -torch.expm1(-s["best_loss"])) / shares.square().sum(1).sqrt()
 
     def _next_stage(self, s: State) -> None:
         """Rows that have done their part of the steps begin the next one where they did best; nothing carries over but the point."""

@@ -74,8 +74,8 @@ class Foresight:
         memory = torch.where(done, _MEMORY, 1.0)
         state["squared"] = memory * state["squared"] + self._square.sum(1)
         state["counted"] = memory * state["counted"] + self._seen.sum(1)
-        state["sampled"] = state["sampled"] + self._idle.sum(1)
-        state["mistaken"] = state["mistaken"] + self._wrong.sum(1)
+        state["queries_sampled"] = state["queries_sampled"] + self._idle.sum(1)
+        state["queries_mistaken"] = state["queries_mistaken"] + self._wrong.sum(1)
         state["width"] = torch.where(self._wrong.any(1), 2 * state["width"], state["width"])
 
     def _foresee(self, best: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from advcli.attacks.foresight import Foresight, unknown, within
 from advcli.attacks.losses import attack_loss, margin
 from advcli.attacks.pool import PooledAttack
-from advcli.attacks.sparing import book_mistakes, give_up
+from advcli.attacks.sparing import book_mistakes, give_up, too_slow, unpaced
 from advcli.attacks.state import State, fresh, given
 from advcli.attacks.surrogate import Condition, Surrogate
 from advcli.attacks.threat import Threat, l2
@@ -23,7 +23,6 @@ _SHRINK_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries afte
 _BLOCK = 100  # queries in a unit of work, whose draws are made together
 _LOOKED = 0.45  # share of many queries that is looked at, about, where the rest is foreseen (small residual networks, photographs)
 _STRETCH = 1000  # queries after which it is asked whether a search can still come to something, from the second time on
-_RISES = 3.0  # how much further it may come: in what the last stretch's pace would bring it to
 _KEPT = 0.6  # share of many queries that is not given up, about: 0.5 of photographs, 0.7 of digits
 _TIMED = 20  # queries by which an attack's clock is set
 _TINY = 1e-12
@@ -38,7 +37,7 @@ class Square(PooledAttack):
 
     spares: of squares of one colour that will lower the margin, as far as its gradient can tell, only a sample is looked at
     (Foresight). And a search that after 2,000 queries or more is short of its boundary by over three times what the queries that are
-    left would bring at the pace of the last thousand, which slows down, is given up, but for a sample.
+    left would bring at the pace of the last thousand, no quicker than that of the thousand before, is given up, but for a sample.
 
     Rows that nobody needs look ahead: they ask an example's next queries at once, all made from its best point as it is. The
     first that raises the margin is kept and those after it are thrown away, to be made anew from the new best point, so that
@@ -74,12 +73,14 @@ class Square(PooledAttack):
     def timed(self, *, repeatable: bool) -> tuple[PooledAttack, float]:
         foreseen = self._may_foresee and repeatable and self.queries >= _BLOCK
         long = self.spares and repeatable and self.queries > 2 * _STRETCH
-        return replace(self, queries=min(self.queries, _TIMED)), (_LOOKED if foreseen else 1.0) * (_KEPT if long else 1.0)
+        return replace(self, queries=min(self.queries, _TIMED)), (_LOOKED if foreseen else 1.0) * (
+            max(_KEPT, 2 * _STRETCH / self.queries) if long else 1.0
+        )
 
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:
         start = _stripes(self.threat, x, draws) if self.threat.norm == "linf" else _tiles(self.threat, x, draws)
         nothing = x.new_full((len(x),), -torch.inf)
-        return {**fresh(x, y, start), "best": start.clone(), "best_margin": nothing, "best_margin_before": nothing.clone(), **unknown(x)}
+        return {**fresh(x, y, start), "best": start.clone(), "best_margin": nothing, **unpaced(nothing, "best_margin"), **unknown(x)}
 
     def advance(self, surrogate: Surrogate, state: State, threshold: float, draws: Draws) -> None:
         self._pass_over(state)
@@ -110,19 +111,18 @@ class Square(PooledAttack):
         surrogate.cost.spared += int((state["spared"] - spared).sum())
         if self.spares and surrogate.repeatable:
             left = self.queries + 1 - state["step"] + 2 * (self._gradients - state["step"] // _BLOCK if foresight is not None else 0)
-            state["over"] = state["over"] | give_up(state, live & self._hopeless(state, threshold), left, draws, surrogate.cost)
+            state["over"] = state["over"] | give_up(state, self._hopeless(state, threshold), left, draws, surrogate.cost)
 
     def judged(self, state: State, broken: Tensor) -> None:
         book_mistakes(state, broken)
 
     def _hopeless(self, s: State, threshold: float) -> Tensor:
-        """(N,) bool: rows at the end of a stretch that will hardly come to anything. Where nothing is gained nothing is concluded."""
-        ends = ~s["hit"] & (s["step"] % _STRETCH == 0)
-        rise = s["best_margin"] - s["best_margin_before"]
-        stretches = ((self.queries - s["step"]) / _STRETCH).clamp_min(1.0)
-        far = (rise > 0) & rise.isfinite() & (threshold - s["best_margin"] > _RISES * rise * stretches)
-        s["best_margin_before"] = torch.where(ends, s["best_margin"], s["best_margin_before"])
-        return ends & far & (s["step"] >= 2 * _STRETCH) & (s["step"] <= self.queries)
+        """(N,) bool: rows that will hardly come to anything. What rounding moves a margin by is no gain, and where nothing is gained
+        nothing is concluded; the first stretch begins where the first block ends."""
+        ends = ~s["hit"] & ((s["step"] % _STRETCH == 0) | (s["step"] == _BLOCK))
+        left = ((self.queries - s["step"]) / _STRETCH).clamp_min(1.0)
+        slow = too_slow(s, "best_margin", threshold - s["best_margin"], left, ends, least=max(_TINY, -threshold))
+        return slow & (s["step"] >= 2 * _STRETCH) & (s["step"] <= self.queries)
 
     def _foresight(self, surrogate: Surrogate, state: State, squares: _Squares, live: Tensor) -> Foresight | None:
         """What the margins' gradients at the best points tell of a block; a forward and a backward for each live row (N,)."""

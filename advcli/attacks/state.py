@@ -12,20 +12,21 @@ State = dict[str, Tensor]
 """Rows of live examples, first axis everywhere. Every attack keeps `x`, `y`, `x_adv` (the candidate), `step` (iterations so
 far), `hit` (the surrogate is fooled at x_adv), `over` (no iterations left; x_adv was not looked at yet), `excused` (the judge
 was not fooled at x_adv: go on), `forwards` and `backwards` (passes spent), `wasted` (passes beside them, thrown away), `spared`
-(passes foreseen to come to nothing, and not made), `sampled` (cases in which they were made all the same, to see), `mistaken` (those
-of them that came to something), `watched` (the run is such a case); `best` (the best point by the surrogate) where that need not be
+(passes foreseen to come to nothing, and not made), `sampled` (1: the run would have been given up, and goes on to see what comes of
+it), `mistaken` (1: it broke its image), `queries_sampled` (proposals looked at that were foreseen to lower the margin),
+`queries_mistaken` (those of them that raised it); `best` (the best point by the surrogate) where that need not be
 x_adv. The pool adds `judged` (times the judge was asked), `position` (-1: a free row, which comes to the attack as `over`), `run`,
 `index` and the condition's tensors as `given.NAME`. Empty where there are no rows."""
 
 
-SPARING = ("spared", "sampled", "mistaken")
+SPARING = ("spared", "sampled", "mistaken", "queries_sampled", "queries_mistaken")
 
 
 def fresh(x: Tensor, y: Tensor, x_adv: Tensor) -> State:
     """The entries that every attack's state has."""
     zeros, no = torch.zeros_like(y), torch.zeros_like(y, dtype=torch.bool)
     counts = {name: zeros.clone() for name in ("step", "forwards", "backwards", "wasted", *SPARING)}
-    return {"x": x, "y": y, "x_adv": x_adv, **counts, "hit": no, **{name: no.clone() for name in ("over", "excused", "watched")}}
+    return {"x": x, "y": y, "x_adv": x_adv, **counts, "hit": no, **{name: no.clone() for name in ("over", "excused")}}
 
 
 def note_hits(state: State, logits: Tensor, threshold: float) -> Tensor:

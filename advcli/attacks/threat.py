@@ -49,9 +49,9 @@ class Threat:
         return x_adv + size * direction
 
     def frank_wolfe_gap(self, x_adv: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-        """(N,) by how much what has that gradient at x_adv would still rise inside the ball, and for linf the box, if it were linear.
+        """(N,) by how much what has that gradient at x_adv would still rise inside the ball if it were linear (Jaggi, ICML 2013).
 
-        max over z of gradient . (z - x_adv): none where x_adv is where a step of any size leads again (Jaggi, ICML 2013).
+        max over z of gradient . (z - x_adv), z in the ball and the box; for l2 in the ball alone, so that it is an upper bound.
         """
         if self.norm == "l2":
             w = gradient.flatten(1)

@@ -16,16 +16,12 @@ from advcli.runs.checkpoint import Loaded
 def compose(job: Job, traits: Traits) -> tuple[Entry, ...]:
     """The suite, with the joint loss of auxiliary heads, and in `adaptive` and `full` attacks that know what the network hides.
 
-    What goes through gates, or through operations that block the gradient, may jump, and what draws is never the same: there no
-    attack leaves out what it foresees to come to nothing. Nor does Auto-PGD where a view has it follow one network to break another.
+    What is judged through gates, or goes through operations that block the gradient, may jump, what draws is never the same, and
+    probabilities hardly move until they are about to flip: there no attack leaves out what it foresees to come to nothing.
     """
     entries = _composed(job, traits)
-    jumps = bool(traits.operations or traits.random or traits.companions)
-    return tuple(_sparing_nothing(entry) if jumps or (job.gated and _may_jump(entry)) else entry for entry in entries)
-
-
-def _may_jump(entry: Entry) -> bool:
-    return entry.view is None or isinstance(entry.attack, Apgd)
+    jumps = traits.operations or traits.random or traits.companions or traits.probabilities
+    return tuple(_sparing_nothing(entry) for entry in entries) if jumps or job.gated else entries
 
 
 def _sparing_nothing(entry: Entry) -> Entry:

@@ -12,6 +12,8 @@ from advcli.evaluation import audit, masking
 from advcli.measures import wilson
 from advcli.runs.ledger import Arrays
 
+_SPARING = ("spared", "sampled", "mistaken", "queries_sampled", "queries_mistaken")  # columns of attacks that spare
+
 
 class Outcomes(NamedTuple):
     """Per example, (n,) bool each. correct: classified right and surely so; robust: broken by nothing either.
@@ -109,14 +111,16 @@ def _count(ledger: Arrays, name: str, what: str) -> int:
 
 
 def _sparing(ledger: Arrays, header: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """For each attack that foresaw passes to come to nothing: `spared`, not made; `passes`, of which they are; `sampled`, runs and
-    queries of Square that were made all the same; `mistaken`, those of them that came to something: a break, a higher margin."""
+    """For each attack that foresaw passes to come to nothing: `spared`, not made; `passes`, of which they are; `sampled`, runs that
+    were walked on all the same; `mistaken`, those of them that broke their image; where there are any, also `queries_sampled`, of
+    Square, looked at all the same, and `queries_mistaken`, those of them that raised the margin."""
     result: dict[str, dict[str, int]] = {}
     for name in (entry["name"] for entry in header["entries"]):
         if f"spared.{name}" in ledger:
-            counts = {key: _count(ledger, name, key) for key in ("spared", "sampled", "mistaken")}
+            counts = {key: _count(ledger, name, key) for key in _SPARING if f"{key}.{name}" in ledger}
             passes = counts["spared"] + _count(ledger, name, "forwards") + _count(ledger, name, "backwards")
-            result |= {name: {"passes": passes, **counts}} if any(counts.values()) else {}
+            told = {key: count for key, count in counts.items() if counts.get("queries_sampled") or not key.startswith("queries")}
+            result |= {name: {"passes": passes, **told}} if any(counts.values()) else {}
     return result
 
 

@@ -117,9 +117,13 @@ def _searched(search: Mapping[str, Any]) -> str:
 
 def _spared(name: str, counts: Mapping[str, int]) -> str:
     """How many passes an attack left out, and what came of a sample of these."""
-    cases, outcome = ("queries and runs", "came to something") if name.startswith("square") else ("runs", "broke the image")
-    left_out = f"spared {percent(counts['spared'] / counts['passes'])} % of {counts['passes']:,} passes"
-    return f"{name} {left_out}; {counts['mistaken']} of a sample of {counts['sampled']:,} {cases} {outcome}"
+    told = f"{name} spared {percent(counts['spared'] / counts['passes'])} % of {counts['passes']:,} passes"
+    samples = []
+    if counts["sampled"]:
+        samples.append(f"{counts['mistaken']} of a sample of {counts['sampled']:,} runs broke the image")
+    if counts.get("queries_sampled"):
+        samples.append(f"{counts['queries_mistaken']} of {counts['queries_sampled']:,} queries raised the margin")
+    return "; ".join([told, ", ".join(samples)]) if samples else told
 
 
 def show_curve(report: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -254,17 +255,29 @@ def test_rows_of_one_pool_are_in_stages_of_their_own() -> None:
     torch.testing.assert_close(found[0].x_adv, found[1].x_adv, rtol=0, atol=1e-12)
 
 
-def hopeless_after(margins: list[float], losses: list[float], gaps: list[float], *, ce: bool) -> int | None:
-    """After how many looks a run is given up: what the rule says in words, of one run, from all it has seen."""
-    for k in range({100: 30, 50: 20, 20: 10}[len(margins)], len(margins) - 1, 10):
-        seen, before = margins[: k + 1], margins[: k - 9]
-        short = -max(seen)
-        if ce:
-            way, gap, rise = short, gaps[k] / (1 - np.exp(-losses[k])), max(seen) - max(before)
-        else:
-            way, gap, rise = -max(losses[: k + 1]), gaps[k], max(losses[: k + 1]) - max(losses[: k - 9])
-        slow = way > 3 * rise and short > 3 * (max(seen) - max(before))
-        if way > 8 * gap and slow and short > max(seen) - min(seen):
+def hopeless_after(logits: list[list[float]], gaps: list[float], name: str, threshold: float) -> int | None:
+    """After how many looks a run is given up: what the rule says in words, of one run, from all it has seen.
+
+    gaps: of the point looked at, and of the best one by turns.
+    """
+    margins, losses = seen_by(logits, name)
+    steps = len(margins)
+
+    def slow(values: list[float], k: int, way: float) -> bool:
+        highest = [max(values[: j + 1]) for j in (k - 20, k - 10, k) if j >= 0]
+        rises = [later - earlier for earlier, later in itertools.pairwise(highest)]
+        return rises[-1] <= min(rises) and way > 3 * rises[-1] * max((steps - k - 1) / 10, 1)
+
+    for k in range({100: 30, 50: 20, 20: 10}[steps], steps - 1, 10):
+        short, others = threshold - max(margins[: k + 1]), np.exp(logits[k][1:])
+        gap = max(gaps[2 * k], gaps[2 * k + 1])
+        if name == "ce":
+            best = max(losses[: k + 1])
+            gap = max(gaps[2 * k] / (1 - np.exp(-losses[k])), gaps[2 * k + 1] / (1 - np.exp(-best)))
+            gap *= others.sum() / np.sqrt((others**2).sum())
+        way = short if name == "ce" else (threshold if name in ("margin", "targeted") else 0) - max(losses[: k + 1])
+        far = slow(margins, k, short) and (name == "ce" or slow(losses, k, way)) and short > max(margins[: k + 1]) - min(margins[: k + 1])
+        if far and way > 8 * gap:
             return k + 1
     return None
 
@@ -282,13 +295,14 @@ class Told(Surrogate):
 
 
 def walk(seed: int) -> tuple[list[list[float]], list[float]]:
-    """Logits of three classes for every look of a run whose margin towards class 1 rises ever more slowly, and the gaps."""
+    """Logits of four classes for every look of a run whose margin towards class 1 rises ever more slowly, and the gaps, two a look."""
     draw = np.random.default_rng(seed)
     level, pace = draw.choice([0.6, 2.0, 6.0]), draw.choice([3.0, 10.0, 40.0])
-    way = -level - draw.choice([0.2, 1.0, 4.0]) * np.exp(-np.arange(STEPS) / pace) + 0.02 * draw.normal(size=STEPS)
+    way = -level - draw.choice([0.2, 1.0, 4.0]) * np.exp(-np.arange(STEPS) / pace) + 0.005 * draw.normal(size=STEPS)
     other = way + draw.choice([-3.0, 0.4]) * draw.random(STEPS)
-    gaps = level * draw.choice([0.01, 0.3, 1.0]) * (1 + draw.random(STEPS)) * np.exp(-np.arange(STEPS) / draw.choice([15.0, 1e9]))
-    return [[0.0, a, b] for a, b in zip(way, other, strict=True)], gaps.tolist()
+    fall = np.exp(-np.arange(2 * STEPS) / draw.choice([30.0, 1e9]))
+    gaps = level * draw.choice([0.01, 0.3, 1.0]) * (1 + draw.random(2 * STEPS)) * fall
+    return [[0.0, a, b, -level - 9] for a, b in zip(way, other, strict=True)], gaps.tolist()
 
 
 def seen_by(logits: list[list[float]], name: str) -> tuple[list[float], list[float]]:
@@ -298,19 +312,28 @@ def seen_by(logits: list[list[float]], name: str) -> tuple[list[float], list[flo
     return attack_loss("margin")(ModelOutput(rows, (), rows, rows), y, {}).tolist(), losses.tolist()
 
 
+THRESHOLD = -0.05
+
+
 def given_up(seed: int, attack: Apgd, monkeypatch: pytest.MonkeyPatch, *, repeatable: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """(256,) after how many looks a run of the walk is over, whether it is of the sample, and what it says it was spared."""
+    """(256,) after how many looks a run of the walk is over, whether it is of the sample, and whether it says that it was sampled."""
     logits, gaps = walk(seed)
-    way = iter(gaps)
-    monkeypatch.setattr(Threat, "frank_wolfe_gap", lambda self, x_adv, x, gradient: torch.full((len(x),), next(way), dtype=x.dtype))
+    looks, asked = iter(range(STEPS)), {"look": -1}
+
+    def gap(self: Threat, x_adv: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+        at_best = x_adv is state["best"]
+        return torch.full((len(x),), gaps[2 * asked["look"] + at_best], dtype=x.dtype)
+
+    monkeypatch.setattr(Threat, "frank_wolfe_gap", gap)
     x, y = torch.full((256, 1, 4, 4), 0.5, dtype=torch.float64), torch.zeros(256, dtype=torch.int64)
     draws, cost = Draws(0, torch.arange(256), "hopeless"), Cost()
     surrogate = Told(logits, repeatable=repeatable)
     surrogate.cost = cost
-    state = attack.begin(x, y, draws, {"logits": torch.tensor([[0.0, -1.0, -2.0]]).expand(256, 3)}, y)
+    state = attack.begin(x, y, draws, {"logits": torch.tensor([[0.0, -1.0, -2.0, -3.0]]).expand(256, 4)}, y)
     over = torch.full((256,), -1)
     for look in range(attack.steps):
-        attack.advance(surrogate, state, 0.0, draws)
+        asked["look"] = next(looks)
+        attack.advance(surrogate, state, THRESHOLD, draws)
         over = torch.where((over < 0) & state["over"], look + 1, over)
         state["over"] = over >= 0
     assert cost.spared == int(state["spared"].sum())
@@ -318,7 +341,7 @@ def given_up(seed: int, attack: Apgd, monkeypatch: pytest.MonkeyPatch, *, repeat
     return over, draws.sub("sample").uniform(()) < 1 / 32, state["sampled"]
 
 
-NAMES = ("ce", "targeted", "margin")
+NAMES = ("ce", "targeted", "margin", "dlr", "dlr-targeted")
 
 
 @pytest.mark.parametrize("steps", [100, 50, 20])
@@ -327,8 +350,7 @@ NAMES = ("ce", "targeted", "margin")
 def test_a_run_is_given_up_where_nothing_is_to_be_hoped(seed: int, name: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the look that the rule says, of walks of all kinds; or, one in 32, not at all."""
     logits, gaps = walk(seed)
-    margins, losses = seen_by(logits[:steps], name)
-    expected = hopeless_after(margins, losses, gaps, ce=name == "ce")
+    expected = hopeless_after(logits[:steps], gaps, name, THRESHOLD)
     over, sample, sampled = given_up(seed, Apgd(THREATS["linf"], name, steps=steps, targets=1), monkeypatch)  # type: ignore[arg-type]
     assert 0 < int(sample.sum()) < 25
     assert bool((over[sample] == steps).all())
@@ -338,12 +360,11 @@ def test_a_run_is_given_up_where_nothing_is_to_be_hoped(seed: int, name: str, st
 
 def test_the_walks_above_are_of_all_kinds() -> None:
     for name in NAMES:
-        short = [hopeless_after(*seen_by(walk(seed)[0][:20], name), walk(seed)[1], ce=name == "ce") for seed in range(40)]
-        assert {None, 11} == set(short)
-        ends = [hopeless_after(*seen_by(walk(seed)[0], name), walk(seed)[1], ce=name == "ce") for seed in range(40)]
-        assert 5 < ends.count(None) < 35
-        assert len({None, 31} | set(ends)) > 3
+        ends = [hopeless_after(*walk(seed), name, THRESHOLD) for seed in range(40)]
+        assert 5 < ends.count(None) < 38
         assert {None, 31} <= set(ends)
+        assert {None, 11} == {hopeless_after(walk(seed)[0][:20], walk(seed)[1], name, THRESHOLD) for seed in range(40)}
+    assert len({hopeless_after(*walk(seed), name, THRESHOLD) for seed in range(40) for name in NAMES}) > 3
 
 
 @pytest.mark.parametrize(
@@ -355,14 +376,14 @@ def test_the_walks_above_are_of_all_kinds() -> None:
     ],
 )
 def test_without_a_boundary_of_its_own_or_when_told_so_none_is(attack: Apgd, monkeypatch: pytest.MonkeyPatch) -> None:
-    seed = next(seed for seed in range(40) if hopeless_after(*seen_by(walk(seed)[0], "ce"), walk(seed)[1], ce=True))
+    seed = next(seed for seed in range(40) if hopeless_after(*walk(seed), "ce", THRESHOLD))
     assert not attack.can_spare
     assert attack.timed(repeatable=True)[1] == 1.0
     assert bool((given_up(seed, attack, monkeypatch)[0] == STEPS).all())
 
 
 def test_what_answers_differently_when_asked_twice_is_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    seed = next(seed for seed in range(40) if hopeless_after(*seen_by(walk(seed)[0], "ce"), walk(seed)[1], ce=True))
+    seed = next(seed for seed in range(40) if hopeless_after(*walk(seed), "ce", THRESHOLD))
     attack = Apgd(THREATS["linf"], "ce")
     assert bool((given_up(seed, attack, monkeypatch, repeatable=False)[0] == STEPS).all())
     assert attack.timed(repeatable=False)[1] == 1.0
@@ -376,7 +397,7 @@ def test_giving_up_spares_passes_and_loses_nothing(name: str, norm: str) -> None
     x = torch.rand(200, *SHAPE, generator=generator, dtype=torch.float64)
     y = model(x).argmax(1)
     threat = replace(THREATS[norm], eps=THREATS[norm].eps / 8)
-    fallen, spent, mistaken = {}, {}, 0
+    fallen, spent, seen = {}, {}, np.zeros(2, np.int64)
     for spares in (False, True):
         task, cost = Task(lambda pick: x[pick], y, DoubleDraws(0, torch.arange(200), ""), {"logits": model(x)}), Cost()
         judge = Judge(torch.nn.Identity(), chunk=50)
@@ -385,11 +406,11 @@ def test_giving_up_spares_passes_and_loses_nothing(name: str, norm: str) -> None
         broken, units = torch.zeros(200, dtype=torch.bool), torch.zeros(200, dtype=torch.int64)
         for a in stream(attack, Surrogate(trace, cost), judge, task):
             broken[a.positions[a.final]], units[a.positions[a.final]] = a.found.broken[a.final], a.units[a.final]
-            mistaken += int(a.sparing["mistaken"].sum()) if spares else 0
+            seen += np.array([int(a.sparing[count].sum()) for count in ("mistaken", "sampled")]) if spares else 0
         assert bool((units[~broken] == attack.passes).all())
         fallen[spares], spent[spares] = broken, cost
     assert torch.equal(fallen[True], fallen[False])
     assert 10 < int(fallen[True].sum()) < 190
     assert spent[False].spared == 0
     assert spent[True].spared > 0.1 * spent[True].units
-    assert mistaken == 0
+    assert seen[0] == 0 < seen[1]

@@ -352,6 +352,6 @@ def test_gates_that_open_and_shut_let_no_run_settle() -> None:
 
 
 def test_a_run_that_settled_and_went_on_is_mistaken_where_the_judge_says_so() -> None:
-    state = {"watched": torch.tensor([True, True, False, False]), "mistaken": torch.zeros(4, dtype=torch.int64)}
+    state = {"sampled": torch.tensor([1, 1, 0, 0]), "mistaken": torch.zeros(4, dtype=torch.int64)}
     Fab(Threat("linf", 0.1)).judged(state, torch.tensor([True, False, True, False]))
     assert state["mistaken"].tolist() == [1, 0, 0, 0]

@@ -155,8 +155,8 @@ def test_whoever_is_found_mistaken_looks_twice_as_far_and_it_is_counted() -> Non
     seen.note(torch.tensor([0, 1, 2]), torch.stack([poor[0], poor[1], good[2]]), torch.tensor([0.1, -0.1, 0.1], dtype=torch.float64))
     seen.learn(state, torch.ones(3, dtype=torch.bool))
     assert state["width"].tolist() == [6.0, 3.0, 3.0]
-    assert state["sampled"].tolist() == [1, 1, 0]
-    assert state["mistaken"].tolist() == [1, 0, 0]
+    assert state["queries_sampled"].tolist() == [1, 1, 0]
+    assert state["queries_mistaken"].tolist() == [1, 0, 0]
 
 
 # Whole searches.
@@ -204,7 +204,7 @@ def test_the_search_goes_the_way_that_it_would_have_gone_with_far_fewer_looks() 
     looks = int(column(seeing, lambda a: a.forwards - a.backwards).sum())
     assert looks < 0.6 * int(column(plain, lambda a: a.forwards).sum())
     assert bool((column(seeing, lambda a: a.units) == Square(THREAT, queries=QUERIES).passes).all())
-    assert int(column(seeing, lambda a: a.sparing["sampled"]).sum()) > 0
+    assert int(column(seeing, lambda a: a.sparing["queries_sampled"]).sum()) > 0
 
 
 LIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -248,7 +248,7 @@ def test_plateaus_are_looked_at_as_without_foresight(levels: float) -> None:
     rows = torch.arange(20)
     plain, seeing = (searched(Hard(levels), rows, spares=spares) for spares in (False, True))
     assert torch.equal(column(seeing, lambda a: a.found.x_adv), column(plain, lambda a: a.found.x_adv))
-    assert not bool(column(seeing, lambda a: a.sparing["sampled"]).any()), "spared is what changes nothing, and no more"
+    assert not bool(column(seeing, lambda a: a.sparing["queries_sampled"]).any()), "spared is what changes nothing, and no more"
 
 
 def test_answers_that_are_no_numbers_teach_nothing() -> None:
@@ -344,7 +344,7 @@ def test_the_whole_written_down_query_after_query() -> None:
     (a,) = searched(model, torch.tensor([2]))
     torch.testing.assert_close(a.found.x_adv, best, rtol=0, atol=0)
     assert (int(a.forwards) - int(a.backwards) - 1, int(a.sparing["spared"])) == (looks, foreseen)
-    assert (int(a.sparing["sampled"]), int(a.sparing["mistaken"])) == (sampled, mistaken)
+    assert (int(a.sparing["queries_sampled"]), int(a.sparing["queries_mistaken"])) == (sampled, mistaken)
 
 
 def test_only_squares_of_one_colour_are_foreseen_and_only_where_asking_twice_is_allowed() -> None:

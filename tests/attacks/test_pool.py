@@ -62,6 +62,8 @@ ATTACKS: dict[str, PooledAttack] = {
     "fab-l2": Fab(L2, steps=5, targets=3),
     "square": Square(LINF, queries=20),
     "square-l2": Square(L2, queries=20),
+    "apgd-t-sparing": Apgd(LINF, "dlr-targeted", steps=45, targets=3),
+    "apgd-ce-l2-sparing": Apgd(L2, "ce", steps=25, restarts=2),
     "fab-sparing": Fab(LINF, steps=45, targets=3),
     "square-sparing": Square(LINF, queries=320),
 }

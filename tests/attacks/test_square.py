@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -304,50 +305,50 @@ class Smooth(nn.Module):
         return ModelOutput(self(x), (), x, x)
 
 
-def hopeless_after(margins: list[float], queries: int) -> int | None:
-    """After which thousand queries a search is given up; margins: the best one at the end of each thousand."""
+def hopeless_after(margins: list[float], queries: int, bound: float) -> int | None:
+    """After which thousand queries a search is given up; margins: the best one after 100 queries and at the end of each thousand."""
+    rises = [later - earlier for earlier, later in itertools.pairwise(margins)]
     for k in range(2, queries // 1000 + 1):
-        rise, left = margins[k - 1] - margins[k - 2], max(queries / 1000 - k, 1)
-        if 0 < rise < np.inf and -margins[k - 1] > 3 * rise * left:
+        before, now, left = rises[k - 2], rises[k - 1], queries / 1000 - k
+        if bound < now <= before and -bound - margins[k] > 3 * now * max(left, 1):
             return 1000 * k
     return None
 
 
-@pytest.mark.parametrize("queries", [5000, 2500])
+@pytest.mark.parametrize("queries", [5000, 2500, 2001, 2000, 1999])
 def test_a_search_is_given_up_where_its_pace_leads_nowhere_in_time(queries: int) -> None:
-    """After the thousand that the rule says, of 500 searches of all kinds; or, one in 32, not at all."""
-    n, draw = 500, np.random.default_rng(3)
-    rises = draw.choice([0.0, 0.01, 0.1, 0.3], (n, 5)) * draw.random((n, 5))
-    best = -draw.choice([0.5, 1.0, 3.0], (n, 1)) + rises.cumsum(1)
-    best[:20, 0] = -np.inf
-    attack, x = Square(THREATS["l2"], queries=queries), images(1).expand(n, -1, -1, -1)
+    """After the thousand that the rule says, of 400 searches of all kinds; or, one in 32, not at all."""
+    n, draw, bound = 400, np.random.default_rng(3), 0.01
+    rises = np.sort(draw.choice([0.0, 0.005, 0.05, 0.2, 1.0], (n, 6)) * draw.random((n, 6)), 1)[:, ::-1]
+    rises[:100] = rises[:100, ::-1]
+    best = -draw.choice([1.0, 3.0, 9.0], (n, 1)) + rises.cumsum(1)
+    best[:20, 0] = -np.inf  # no number was seen so early
+    attack, y = Square(THREATS["l2"], queries=queries), torch.zeros(n, dtype=torch.int64)
     draws, cost = Draws(0, torch.arange(n), "hopeless"), Cost()
-    y = torch.zeros(n, dtype=torch.int64)
-    state = attack.begin(x, y, draws, {}, y)
-    sample = draws.sub("sample").uniform(()) < 1 / 32
-    over = torch.full((n,), -1)
-    for k in range(1, queries // 1000 + 1):
-        state["best_margin"], state["step"] = torch.from_numpy(best[:, k - 1].copy()), torch.full((n,), 1000 * k)
-        given = give_up(state, attack._hopeless(state, 0.0), attack.queries + 1 - state["step"], draws, cost)
+    state = attack.begin(images(1).expand(n, -1, -1, -1), y, draws, {}, y)
+    over, sample = torch.full((n,), -1), draws.sub("sample").uniform(()) < 1 / 32
+    for column, step in enumerate([100, *range(1000, queries + 1, 1000)]):
+        state["best_margin"], state["step"] = torch.from_numpy(best[:, column].copy()), torch.full((n,), step)
+        given = give_up(state, attack._hopeless(state, -bound), queries + 1 - state["step"], draws, cost)
         state["over"] = state["over"] | given
-        over = torch.where((over < 0) & given, 1000 * k, over)
-    expected = torch.tensor([hopeless_after(row.tolist(), queries) or -1 for row in best])
-    assert {-1, 2000} < set(expected.tolist()) or queries == 2500
-    assert int((sample & (expected > 0)).sum()) > 0
+        over = torch.where((over < 0) & given, step, over)
+    expected = torch.tensor([hopeless_after(row.tolist(), queries, bound) or -1 for row in best])
+    assert len(set(expected.tolist())) == {5000: 4, 2500: 2, 2001: 2, 2000: 2, 1999: 1}[queries]
     assert torch.equal(over[~sample], expected[~sample])
     assert bool((over[sample] == -1).all())
-    assert torch.equal(state["watched"], sample & (expected > 0))
-    assert torch.equal(state["sampled"], state["watched"].long())
+    assert torch.equal(state["sampled"], (sample & (expected > 0)).long())
+    assert int(state["sampled"].sum()) > 0 or queries == 1999
     assert cost.spared == int(state["spared"].sum()) == int((queries + 1 - over)[over > 0].sum())
 
 
 def test_between_thousands_and_where_nothing_was_gained_nothing_is_concluded() -> None:
-    attack, x, y = Square(THREATS["linf"]), images(4), torch.zeros(4, dtype=torch.int64)
-    state = attack.begin(x, y, Draws(0, torch.arange(4), ""), {}, y)
-    state |= {"best_margin": torch.full((4,), -9.0), "best_margin_before": torch.tensor([-9.1, -9.1, -9.0, -9.1])}
-    state |= {"step": torch.tensor([2000, 2100, 2000, 1000])}
-    assert attack._hopeless(state, 0.0).tolist() == [True, False, False, False]
-    assert state["best_margin_before"].tolist() == pytest.approx([-9.0, -9.1, -9.0, -9.0])
+    attack, x, y = Square(THREATS["linf"]), images(6), torch.zeros(6, dtype=torch.int64)
+    state = attack.begin(x, y, Draws(0, torch.arange(6), ""), {}, y)
+    state |= {"best_margin": torch.full((6,), -9.0), "best_margin_before": torch.tensor([-9.1, -9.1, -9.0, -9.1, -9.005, -9.1])}
+    state |= {"best_margin_rise": torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.09]), "step": torch.tensor([2000, 2100, 2000, 1000, 2000, 2000])}
+    assert attack._hopeless(state, -0.01).tolist() == [True, False, False, False, False, False]
+    assert state["best_margin_before"].tolist() == pytest.approx([-9.0, -9.1, -9.0, -9.0, -9.0, -9.0])
+    assert state["best_margin_rise"].tolist() == pytest.approx([0.1, 1.0, 0.0, 0.1, 0.005, 0.1], abs=1e-6)
 
 
 @each_norm
@@ -358,7 +359,11 @@ def test_giving_up_spares_queries_and_loses_nothing(norm: str) -> None:
     threat = Threat(norm, {"linf": 0.015, "l2": 0.35}[norm])  # type: ignore[arg-type]
     fallen, spent, mistakes = {}, {}, np.zeros(2, np.int64)
     for spares in (False, True):
-        task, cost, attack = Task(lambda pick: x[pick], y, Draws(0, torch.arange(32), ""), {}), Cost(), Square(threat, spares=spares)
+        task, cost, attack = (
+            Task(lambda pick: x[pick], y, Draws({"linf": 43, "l2": 14}[norm], torch.arange(32), ""), {}),
+            Cost(),
+            Square(threat, spares=spares),
+        )
         broken, units = torch.zeros(32, dtype=torch.bool), torch.zeros(32, dtype=torch.int64)
         for a in stream(attack, Surrogate(model.trace, cost), Judge(model, chunk=16), task):
             broken[a.positions], units[a.positions] = a.found.broken, a.units
@@ -368,6 +373,6 @@ def test_giving_up_spares_queries_and_loses_nothing(norm: str) -> None:
         fallen[spares], spent[spares] = broken, cost
     assert torch.equal(fallen[True], fallen[False])
     assert 3 < int(fallen[True].sum()) < 29
-    assert mistakes[0] <= (mistakes[1] / 50 if norm == "linf" else 0)  # of linf they are queries for the most part, not runs
+    assert mistakes[0] == 0 < mistakes[1]
     assert spent[False].spared == 0
     assert spent[True].spared > (0.2 if norm == "l2" else 0.5) * spent[True].units

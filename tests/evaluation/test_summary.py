@@ -174,3 +174,8 @@ def test_what_attacks_spared_is_told_with_what_came_of_a_sample() -> None:
     assert summarise(arrays, entries)["sparing"] == {"a": {"passes": 13 + 3 * 5, "spared": 13, "sampled": 3, "mistaken": 0}}
     arrays["sampled.b"] = arrays["mistaken.b"] = np.array([0, 0, 0, 0, 0, 1])
     assert summarise(arrays, entries)["sparing"]["b"] == {"passes": 15, "spared": 0, "sampled": 1, "mistaken": 1}
+    arrays |= {f"queries_{count}.{name}": np.zeros(6, np.int64) for count in ("sampled", "mistaken") for name in ("a", "b")}
+    assert summarise(arrays, entries)["sparing"]["b"].keys() == {"passes", "spared", "sampled", "mistaken"}
+    arrays["queries_sampled.a"], arrays["queries_mistaken.a"] = np.arange(6), np.array([0, 0, 0, 2, 0, 0])
+    told = {"passes": 13 + 3 * 5, "spared": 13, "sampled": 3, "mistaken": 0, "queries_sampled": 15, "queries_mistaken": 2}
+    assert summarise(arrays, entries)["sparing"]["a"] == told

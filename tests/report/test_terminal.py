@@ -124,11 +124,18 @@ def test_every_attack_has_its_row(screen: Screen) -> None:
 
 
 def test_what_was_spared_is_told_with_its_sample(screen: Screen) -> None:
-    counts = {"passes": 1000, "spared": 644, "sampled": 45, "mistaken": 1}
-    terminal.show_attack(report(sparing={"fab-t": counts, "square@aux0": counts}), "folder")
-    said = "spared 64.4 % of 1,000 passes; 1 of a sample of 45 {} {}"
-    assert f"fab-t {said.format('runs', 'broke the image')}" in screen.text()
-    assert f"square@aux0 {said.format('queries and runs', 'came to something')}" in screen.text()
+    runs = {"passes": 1000, "spared": 644, "sampled": 45, "mistaken": 1}
+    queries = {"queries_sampled": 1900, "queries_mistaken": 3}
+    told = {"fab-t": runs, "square@aux0": runs | queries, "square": {**runs, "sampled": 0, **queries}, "apgd-t": {**runs, "sampled": 0}}
+    terminal.show_attack(report(sparing=told), "folder")
+    spared = "spared 64.4 % of 1,000 passes"
+    said = {line.split()[0]: line for line in screen.lines() if " spared " in line}
+    assert said == {
+        "fab-t": f"fab-t {spared}; 1 of a sample of 45 runs broke the image",
+        "square@aux0": f"square@aux0 {spared}; 1 of a sample of 45 runs broke the image, 3 of 1,900 queries raised the margin",
+        "square": f"square {spared}; 3 of 1,900 queries raised the margin",
+        "apgd-t": f"apgd-t {spared}",
+    }
 
 
 def test_the_upper_bound_of_200_classes_is_not_a_wall_of_text(screen: Screen) -> None:
