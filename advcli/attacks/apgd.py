@@ -22,7 +22,7 @@ from advcli.draws import Draws
 _RHO = 0.75  # share of steps that must raise the loss for the step size to stay
 _MOMENTUM = 0.75
 _STRETCH = 10  # steps after which it is asked whether a run can still come to something
-_SETTLED = 0.3  # share of the steps, and at least one stretch, before that is asked
+_SETTLED = 0.3  # share of the steps, and at least two stretches, before that is asked
 _GAPS = 8.0  # Frank-Wolfe gaps within which a run may still arrive
 _WALKED = 0.6  # share of many steps that is walked, about: 0.5 of photographs, 0.4 to 0.9 of digits
 
@@ -36,7 +36,7 @@ class Apgd(PooledAttack):
     aux_weight: of the mean loss of auxiliary heads.
     ranked: the nearest targets first, as estimated at the image.
     spares: a run of which nothing is to be hoped is given up, but for a sample. That is one which after three tenths of its steps, and
-    eleven at least, is short of its boundary by over eight times what its gradient promises inside the ball if it stayed what it is (the
+    21 at least, is short of its boundary by over eight times what its gradient promises inside the ball if it stayed what it is (the
     Frank-Wolfe gap), by over three times what its other steps would bring at the pace of the last ten, no quicker than that of the ten
     before, and by more than the margin has moved since the run began.
     stages: numbers that a surrogate or a loss reads from the condition, (N,) each, in as many parts of a run as there are. A part
@@ -74,7 +74,7 @@ class Apgd(PooledAttack):
     @property
     def can_spare(self) -> bool:
         """What raises the sum of several heads' losses, or in stages, has no boundary of its own to be short of."""
-        return self.spares and self.steps > _STRETCH + 1 and not (self.stages or self.aux_weight or self.loss == "conjunction")
+        return self.spares and self.steps > 2 * _STRETCH + 1 and not (self.stages or self.aux_weight or self.loss == "conjunction")
 
     def timed(self, *, repeatable: bool) -> tuple[PooledAttack, float]:
         return self, _WALKED if self.can_spare and repeatable and self.steps > 3 * _STRETCH else 1.0
@@ -92,7 +92,7 @@ class Apgd(PooledAttack):
         state |= {"stage": torch.zeros_like(y), **{f"given.{name}": nothing + value for name, value in (self.stages or ({},))[0].items()}}
         if self.can_spare:
             lowest = nothing + torch.inf
-            state |= {"highest": -lowest, "lowest": lowest, **unpaced(-lowest, "highest", "best_loss")}
+            state |= {"highest": -lowest, "lowest": lowest, "best_spread": nothing, **unpaced(-lowest, "highest", "best_loss")}
         if self.is_targeted:
             state["target"] = other_classes(condition, y).gather(1, run[:, None])[:, 0]
         return state
@@ -114,7 +114,8 @@ class Apgd(PooledAttack):
         state["forwards"] += 1
         state["backwards"] += 1
         note_hits(state, output.logits, threshold)
-        looked = (state["x_adv"], gradient, losses, output.logits.float())
+        x_adv, followed, logits = state["x_adv"], gradient, output.logits.float()
+        spread = self._spread(state, losses, logits) if self.can_spare else losses
         gradient = self._account(state, gradient, losses)
         moved = self._step(state, gradient)
         stay = state["hit"][:, None, None, None]
@@ -123,15 +124,17 @@ class Apgd(PooledAttack):
         state["step"] = state["step"] + (~state["hit"]).long()
         over = ~state["hit"] & (state["step"] >= self.steps)
         if self.can_spare and surrogate.repeatable:
-            hopeless = self._hopeless(state, *looked, threshold)
+            hopeless = self._hopeless(state, x_adv, followed, losses, spread, logits, threshold)
             over |= give_up(state, hopeless, 2 * (self.steps - state["step"]), draws, surrogate.cost)
         state["over"] = over
 
     def judged(self, state: State, broken: Tensor) -> None:
         book_mistakes(state, broken)
 
-    def _hopeless(self, s: State, x_adv: Tensor, gradient: Tensor, losses: Tensor, logits: Tensor, threshold: float) -> Tensor:
-        """(N,) bool: rows that will hardly come to anything; x_adv (N, C, H, W): what was looked at, where the others are from.
+    def _hopeless(
+        self, s: State, x_adv: Tensor, gradient: Tensor, losses: Tensor, spread: Tensor, logits: Tensor, threshold: float
+    ) -> Tensor:
+        """(N,) bool: rows that will hardly come to anything; x_adv (N, C, H, W): the point looked at, of which the other tensors are.
 
         short is what is missing to the boundary in logits, and way in the loss, which is zero there unless it is the cross-entropy.
         A targeted run may succeed through another class, so both are asked for.
@@ -144,10 +147,10 @@ class Apgd(PooledAttack):
         if self.loss != "ce":
             way = (threshold if self.loss in ("margin", "targeted") else 0.0) - s["best_loss"]
             hopeless &= too_slow(s, "best_loss", way, left, ends)
-        hopeless &= (s["step"] > max(_STRETCH, _SETTLED * self.steps)) & (s["step"] < self.steps)
-        return hopeless & (way > _GAPS * self._promise(s, x_adv, gradient, losses, logits)) if bool(hopeless.any()) else hopeless
+        hopeless &= (s["step"] > max(2 * _STRETCH, _SETTLED * self.steps)) & (s["step"] < self.steps)
+        return hopeless & (way > _GAPS * self._promise(s, x_adv, gradient, losses, spread)) if bool(hopeless.any()) else hopeless
 
-    def _promise(self, s: State, x_adv: Tensor, gradient: Tensor, losses: Tensor, logits: Tensor) -> Tensor:
+    def _promise(self, s: State, x_adv: Tensor, gradient: Tensor, losses: Tensor, spread: Tensor) -> Tensor:
         """(N,) the larger Frank-Wolfe gap of two points: x_adv, and the best one, to which a run returns when its step is halved.
 
         The cross-entropy's is turned into logits: its gradient is 1 - p_y times a mean of the margins' gradients, weighted by the other
@@ -155,10 +158,16 @@ class Apgd(PooledAttack):
         """
         here = self.threat.frank_wolfe_gap(x_adv, s["x"], gradient)
         best = self.threat.frank_wolfe_gap(s["best"], s["x"], s["best_gradient"])
-        if self.loss != "ce":
-            return torch.maximum(here, best)
+        if self.loss == "ce":
+            here, best = spread * here / -torch.expm1(-losses), s["best_spread"] * best / -torch.expm1(-s["best_loss"])
+        return torch.maximum(here, best)
+
+    def _spread(self, s: State, losses: Tensor, logits: Tensor) -> Tensor:
+        """(N,) the root of the number of other classes among which the logits (N, K) share what is left; the best point's is kept."""
         shares = logits.masked_fill(F.one_hot(s["y"], logits.shape[1]).bool(), -torch.inf).softmax(1)
-        return torch.maximum(here / -torch.expm1(-losses), best / -torch.expm1(-s["best_loss"])) / shares.square().sum(1).sqrt()
+        spread: Tensor = 1 / shares.square().sum(1).sqrt()
+        s["best_spread"] = torch.where(losses > s["best_loss"], spread.to(losses), s["best_spread"])
+        return spread
 
     def _next_stage(self, s: State) -> None:
         """Rows that have done their part of the steps begin the next one where they did best; nothing carries over but the point."""

@@ -44,7 +44,7 @@ class Attempt(NamedTuple):
     final (M,) bool: broken, or out of runs. forwards and backwards are all that was spent on the example up to this run, and
     judged says how many of the forwards were the judge's. wasted: passes that were made ahead and came to nothing, those of later
     runs that its success made needless among them; unlike the others it depends on the company, so it is for the clock alone.
-    sparing: of attacks that spare, (M,) each: `spared`, `sampled` and `mistaken` as states have them, on all runs up to this one.
+    sparing: of attacks that spare, (M,) each: the counts of SPARING as states have them, on all runs up to this one.
     """
 
     positions: Tensor

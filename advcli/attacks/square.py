@@ -73,9 +73,8 @@ class Square(PooledAttack):
     def timed(self, *, repeatable: bool) -> tuple[PooledAttack, float]:
         foreseen = self._may_foresee and repeatable and self.queries >= _BLOCK
         long = self.spares and repeatable and self.queries > 2 * _STRETCH
-        return replace(self, queries=min(self.queries, _TIMED)), (_LOOKED if foreseen else 1.0) * (
-            max(_KEPT, 2 * _STRETCH / self.queries) if long else 1.0
-        )
+        share = (_LOOKED if foreseen else 1.0) * (max(_KEPT, 2 * _STRETCH / self.queries) if long else 1.0)
+        return replace(self, queries=min(self.queries, _TIMED)), share
 
     def begin(self, x: Tensor, y: Tensor, draws: Draws, condition: Condition, run: Tensor) -> State:
         start = _stripes(self.threat, x, draws) if self.threat.norm == "linf" else _tiles(self.threat, x, draws)
@@ -122,7 +121,7 @@ class Square(PooledAttack):
         ends = ~s["hit"] & ((s["step"] % _STRETCH == 0) | (s["step"] == _BLOCK))
         left = ((self.queries - s["step"]) / _STRETCH).clamp_min(1.0)
         slow = too_slow(s, "best_margin", threshold - s["best_margin"], left, ends, least=max(_TINY, -threshold))
-        return slow & (s["step"] >= 2 * _STRETCH) & (s["step"] <= self.queries)
+        return slow & (s["step"] >= 2 * _STRETCH) & (s["step"] < self.queries)
 
     def _foresight(self, surrogate: Surrogate, state: State, squares: _Squares, live: Tensor) -> Foresight | None:
         """What the margins' gradients at the best points tell of a block; a forward and a backward for each live row (N,)."""

@@ -26,7 +26,7 @@ def fresh(x: Tensor, y: Tensor, x_adv: Tensor) -> State:
     """The entries that every attack's state has."""
     zeros, no = torch.zeros_like(y), torch.zeros_like(y, dtype=torch.bool)
     counts = {name: zeros.clone() for name in ("step", "forwards", "backwards", "wasted", *SPARING)}
-    return {"x": x, "y": y, "x_adv": x_adv, **counts, "hit": no, **{name: no.clone() for name in ("over", "excused")}}
+    return {"x": x, "y": y, "x_adv": x_adv, **counts, "hit": no, "over": no.clone(), "excused": no.clone()}
 
 
 def note_hits(state: State, logits: Tensor, threshold: float) -> Tensor:

@@ -6,7 +6,7 @@ int64 (-1: not found), `run.NAME` int64 (restart or target number, -1: not attac
 `forwards.NAME` and `backwards.NAME` int64; where searches were fast also `judged.NAME` int64, the judge's part of the forwards;
 of attacks that leave out what is foreseen to come to nothing also int64 `spared.NAME` (passes), `sampled.NAME` (runs walked on all the
 same), `mistaken.NAME` (those that broke their image), `queries_sampled.NAME` and `queries_mistaken.NAME` (the same of single queries);
-the margin of a run that was given up is that of its best point until then.
+the margin of a run that was given up is that of the point at which it was, of FAB mostly the image itself.
 adversarial float32 (M, C, H, W) holds the kept examples, in the order of adversarial_index (M,), and clean uint8 (M, C, H, W) the
 images they were made from, so that a report needs no data set. `probe.NAME` int8: a pair of outcomes weak + 2 * strong of a probe
 for masked gradients, -1 for images not probed. A shard has the columns of one attack, without the name, and no clean images.

@@ -268,13 +268,14 @@ def hopeless_after(logits: list[list[float]], gaps: list[float], name: str, thre
         rises = [later - earlier for earlier, later in itertools.pairwise(highest)]
         return rises[-1] <= min(rises) and way > 3 * rises[-1] * max((steps - k - 1) / 10, 1)
 
-    for k in range({100: 30, 50: 20, 20: 10}[steps], steps - 1, 10):
-        short, others = threshold - max(margins[: k + 1]), np.exp(logits[k][1:])
+    for k in range({100: 30, 50: 20, 20: 20, 25: 20}[steps], steps - 1, 10):
+        short, best = threshold - max(margins[: k + 1]), int(np.argmax(losses[: k + 1]))
         gap = max(gaps[2 * k], gaps[2 * k + 1])
         if name == "ce":
-            best = max(losses[: k + 1])
-            gap = max(gaps[2 * k] / (1 - np.exp(-losses[k])), gaps[2 * k + 1] / (1 - np.exp(-best)))
-            gap *= others.sum() / np.sqrt((others**2).sum())
+            shared = {j: np.exp(logits[j][1:]) for j in (k, best)}
+            gaps_of = {k: gaps[2 * k], best: gaps[2 * k + 1]} if best != k else {k: gap}
+            ways = [g / (1 - np.exp(-losses[j])) * shared[j].sum() / np.sqrt((shared[j] ** 2).sum()) for j, g in gaps_of.items()]
+            gap = max(ways)
         way = short if name == "ce" else (threshold if name in ("margin", "targeted") else 0) - max(losses[: k + 1])
         far = slow(margins, k, short) and (name == "ce" or slow(losses, k, way)) and short > max(margins[: k + 1]) - min(margins[: k + 1])
         if far and way > 8 * gap:
@@ -344,7 +345,7 @@ def given_up(seed: int, attack: Apgd, monkeypatch: pytest.MonkeyPatch, *, repeat
 NAMES = ("ce", "targeted", "margin", "dlr", "dlr-targeted")
 
 
-@pytest.mark.parametrize("steps", [100, 50, 20])
+@pytest.mark.parametrize("steps", [100, 50, 25, 20])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", range(40))
 def test_a_run_is_given_up_where_nothing_is_to_be_hoped(seed: int, name: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +364,7 @@ def test_the_walks_above_are_of_all_kinds() -> None:
         ends = [hopeless_after(*walk(seed), name, THRESHOLD) for seed in range(40)]
         assert 5 < ends.count(None) < 38
         assert {None, 31} <= set(ends)
-        assert {None, 11} == {hopeless_after(walk(seed)[0][:20], walk(seed)[1], name, THRESHOLD) for seed in range(40)}
+        assert {None, 21} == {hopeless_after(walk(seed)[0][:25], walk(seed)[1], name, THRESHOLD) for seed in range(40)}
     assert len({hopeless_after(*walk(seed), name, THRESHOLD) for seed in range(40) for name in NAMES}) > 3
 
 
@@ -372,6 +373,7 @@ def test_the_walks_above_are_of_all_kinds() -> None:
     [
         Apgd(THREATS["linf"], "ce", spares=False),
         Apgd(THREATS["linf"], "ce", steps=STEPS, aux_weight=1.0),
+        Apgd(THREATS["linf"], "ce", steps=20),
         Apgd(THREATS["linf"], "ce", stages=({"scale": 1.0}, {"scale": 0.5})),
     ],
 )
@@ -379,7 +381,12 @@ def test_without_a_boundary_of_its_own_or_when_told_so_none_is(attack: Apgd, mon
     seed = next(seed for seed in range(40) if hopeless_after(*walk(seed), "ce", THRESHOLD))
     assert not attack.can_spare
     assert attack.timed(repeatable=True)[1] == 1.0
-    assert bool((given_up(seed, attack, monkeypatch)[0] == STEPS).all())
+    assert bool((given_up(seed, attack, monkeypatch)[0] == attack.steps).all())
+
+
+def test_what_raises_two_things_at_once_has_no_boundary_of_its_own() -> None:
+    assert not Apgd(THREATS["linf"], "conjunction").can_spare
+    assert Apgd(THREATS["linf"], "targeted").can_spare
 
 
 def test_what_answers_differently_when_asked_twice_is_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advcli.attacks import Apgd, Cost, Fab, Judge, Pgd, Square, Surrogate, Threat
+from advcli.attacks import Apgd, Cost, Fab, Judge, Pgd, Square, Surrogate, Threat, square
 from advcli.attacks.losses import attack_loss, margin
 from advcli.attacks.pool import Attempt, PooledAttack, Task, _Pool, stream
 from advcli.attacks.state import State, fresh, size
@@ -66,8 +66,16 @@ ATTACKS: dict[str, PooledAttack] = {
     "apgd-ce-l2-sparing": Apgd(L2, "ce", steps=25, restarts=2),
     "fab-sparing": Fab(LINF, steps=45, targets=3),
     "square-sparing": Square(LINF, queries=320),
+    "square-l2-sparing": Square(L2, queries=320),
 }
+SPARING = [name for name in ATTACKS if name.endswith("sparing")]
 each_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=list(ATTACKS))
+
+
+@pytest.fixture(autouse=True)
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that searches of 320 queries are given up, too."""
+    monkeypatch.setattr(square, "_STRETCH", 100)
 
 
 def examples(n: int = N) -> tuple[Tensor, Tensor]:
@@ -111,6 +119,11 @@ def test_outcomes_belong_to_the_example(attack: PooledAttack, judge: type[Judge]
         assert part == {int(i): whole[int(i)] for i in rows}
 
 
+@pytest.mark.parametrize("name", SPARING)
+def test_the_cases_above_that_may_spare_do(name: str) -> None:
+    assert sum(outcome[7] > 0 for outcome in outcomes(ATTACKS[name], torch.arange(N), 8).values()) > 1
+
+
 @each_attack
 @pytest.mark.parametrize("chunk", [1, 5, 64])
 def test_every_example_gets_one_final_attempt_at_any_chunk(attack: PooledAttack, chunk: int) -> None:
@@ -135,7 +148,7 @@ def test_runs_in_order_until_success_and_costs_exact(attack: PooledAttack, refus
         assert [broken for _, broken, *_ in attempts[:-1]] == [False] * (len(attempts) - 1)
         _, broken, _, forwards, backwards, units = attempts[-1]
         assert broken or len(attempts) == attack.runs
-        assert units == forwards + backwards or getattr(attack, "spares", False)
+        assert units == forwards + backwards or attack.can_spare
         if not refuse:
             assert forwards - len(attempts) == backwards or black
             if not broken:

@@ -308,7 +308,7 @@ class Smooth(nn.Module):
 def hopeless_after(margins: list[float], queries: int, bound: float) -> int | None:
     """After which thousand queries a search is given up; margins: the best one after 100 queries and at the end of each thousand."""
     rises = [later - earlier for earlier, later in itertools.pairwise(margins)]
-    for k in range(2, queries // 1000 + 1):
+    for k in range(2, (queries - 1) // 1000 + 1):
         before, now, left = rises[k - 2], rises[k - 1], queries / 1000 - k
         if bound < now <= before and -bound - margins[k] > 3 * now * max(left, 1):
             return 1000 * k
@@ -333,11 +333,11 @@ def test_a_search_is_given_up_where_its_pace_leads_nowhere_in_time(queries: int)
         state["over"] = state["over"] | given
         over = torch.where((over < 0) & given, step, over)
     expected = torch.tensor([hopeless_after(row.tolist(), queries, bound) or -1 for row in best])
-    assert len(set(expected.tolist())) == {5000: 4, 2500: 2, 2001: 2, 2000: 2, 1999: 1}[queries]
+    assert len(set(expected.tolist())) == {5000: 4, 2500: 2, 2001: 2, 2000: 1, 1999: 1}[queries]
     assert torch.equal(over[~sample], expected[~sample])
     assert bool((over[sample] == -1).all())
     assert torch.equal(state["sampled"], (sample & (expected > 0)).long())
-    assert int(state["sampled"].sum()) > 0 or queries == 1999
+    assert int(state["sampled"].sum()) > 0 or queries < 2001
     assert cost.spared == int(state["spared"].sum()) == int((queries + 1 - over)[over > 0].sum())
 
 
@@ -360,7 +360,7 @@ def test_giving_up_spares_queries_and_loses_nothing(norm: str) -> None:
     fallen, spent, mistakes = {}, {}, np.zeros(2, np.int64)
     for spares in (False, True):
         task, cost, attack = (
-            Task(lambda pick: x[pick], y, Draws({"linf": 43, "l2": 14}[norm], torch.arange(32), ""), {}),
+            Task(lambda pick: x[pick], y, Draws({"linf": 43, "l2": 98}[norm], torch.arange(32), ""), {}),
             Cost(),
             Square(threat, spares=spares),
         )
