@@ -37,8 +37,8 @@ class Apgd(PooledAttack):
     ranked: the nearest targets first, as estimated at the image.
     spares: a run of which nothing is to be hoped is given up, but for a sample. That is one which after three tenths of its steps, and
     21 at least, is short of its boundary by over eight times what its gradient promises inside the ball if it stayed what it is (the
-    Frank-Wolfe gap), by over three times what its other steps would bring at the pace of the last ten, no quicker than that of the ten
-    before, and by more than the margin has moved since the run began.
+    Frank-Wolfe gap), by over three times what the steps left would bring at the pace of the last ten, no quicker than that of the ten
+    before, and by more than the margin has ranged over.
     stages: numbers that a surrogate or a loss reads from the condition, (N,) each, in as many parts of a run as there are. A part
     starts from the best point of the one before: annealing, or one objective that goes on where another ended.
     """
@@ -92,7 +92,13 @@ class Apgd(PooledAttack):
         state |= {"stage": torch.zeros_like(y), **{f"given.{name}": nothing + value for name, value in (self.stages or ({},))[0].items()}}
         if self.can_spare:
             lowest = nothing + torch.inf
-            state |= {"highest": -lowest, "lowest": lowest, "best_spread": nothing, **unpaced(-lowest, "highest", "best_loss")}
+            state |= {
+                "highest": -lowest,
+                "lowest": lowest,
+                "promise": nothing,
+                "best_promise": nothing,
+                **unpaced(-lowest, "highest", "best_loss"),
+            }
         if self.is_targeted:
             state["target"] = other_classes(condition, y).gather(1, run[:, None])[:, 0]
         return state
@@ -114,8 +120,8 @@ class Apgd(PooledAttack):
         state["forwards"] += 1
         state["backwards"] += 1
         note_hits(state, output.logits, threshold)
-        x_adv, followed, logits = state["x_adv"], gradient, output.logits.float()
-        spread = self._spread(state, losses, logits) if self.can_spare else losses
+        if self.can_spare:
+            state["promise"] = self._promise(state, gradient, losses, output.logits.float())
         gradient = self._account(state, gradient, losses)
         moved = self._step(state, gradient)
         stay = state["hit"][:, None, None, None]
@@ -124,22 +130,20 @@ class Apgd(PooledAttack):
         state["step"] = state["step"] + (~state["hit"]).long()
         over = ~state["hit"] & (state["step"] >= self.steps)
         if self.can_spare and surrogate.repeatable:
-            hopeless = self._hopeless(state, x_adv, followed, losses, spread, logits, threshold)
+            hopeless = self._hopeless(state, margin(output.logits.float(), state["y"]), threshold)
             over |= give_up(state, hopeless, 2 * (self.steps - state["step"]), draws, surrogate.cost)
         state["over"] = over
 
     def judged(self, state: State, broken: Tensor) -> None:
         book_mistakes(state, broken)
 
-    def _hopeless(
-        self, s: State, x_adv: Tensor, gradient: Tensor, losses: Tensor, spread: Tensor, logits: Tensor, threshold: float
-    ) -> Tensor:
-        """(N,) bool: rows that will hardly come to anything; x_adv (N, C, H, W): the point looked at, of which the other tensors are.
+    def _hopeless(self, s: State, margins: Tensor, threshold: float) -> Tensor:
+        """(N,) bool: rows that will hardly come to anything; margins (N,): those just seen.
 
         short is what is missing to the boundary in logits, and way in the loss, which is zero there unless it is the cross-entropy.
-        A targeted run may succeed through another class, so both are asked for.
+        A targeted run may succeed through another class, so both are asked for. Where a step is halved a run returns to its best point,
+        so what that one promised counts as well.
         """
-        margins = margin(logits, s["y"])
         s["highest"], s["lowest"] = torch.maximum(s["highest"], margins), torch.minimum(s["lowest"], margins)
         ends, left = ~s["hit"] & (s["step"] % _STRETCH == 1), ((self.steps - s["step"]) / _STRETCH).clamp_min(1.0)
         way = short = threshold - s["highest"]
@@ -147,27 +151,20 @@ class Apgd(PooledAttack):
         if self.loss != "ce":
             way = (threshold if self.loss in ("margin", "targeted") else 0.0) - s["best_loss"]
             hopeless &= too_slow(s, "best_loss", way, left, ends)
-        hopeless &= (s["step"] > max(2 * _STRETCH, _SETTLED * self.steps)) & (s["step"] < self.steps)
-        return hopeless & (way > _GAPS * self._promise(s, x_adv, gradient, losses, spread)) if bool(hopeless.any()) else hopeless
+        late = (s["step"] > max(2 * _STRETCH, _SETTLED * self.steps)) & (s["step"] < self.steps)
+        return hopeless & late & (way > _GAPS * torch.maximum(s["promise"], s["best_promise"]))
 
-    def _promise(self, s: State, x_adv: Tensor, gradient: Tensor, losses: Tensor, spread: Tensor) -> Tensor:
-        """(N,) the larger Frank-Wolfe gap of two points: x_adv, and the best one, to which a run returns when its step is halved.
+    def _promise(self, s: State, gradient: Tensor, losses: Tensor, logits: Tensor) -> Tensor:
+        """(N,) the Frank-Wolfe gap at x_adv, of which gradient (N, C, H, W), losses (N,) and logits (N, K) are.
 
         The cross-entropy's is turned into logits: its gradient is 1 - p_y times a mean of the margins' gradients, weighted by the other
         classes' shares, and a mean over m gradients that have nothing to do with one another is shorter than they are by sqrt(m).
         """
-        here = self.threat.frank_wolfe_gap(x_adv, s["x"], gradient)
-        best = self.threat.frank_wolfe_gap(s["best"], s["x"], s["best_gradient"])
-        if self.loss == "ce":
-            here, best = spread * here / -torch.expm1(-losses), s["best_spread"] * best / -torch.expm1(-s["best_loss"])
-        return torch.maximum(here, best)
-
-    def _spread(self, s: State, losses: Tensor, logits: Tensor) -> Tensor:
-        """(N,) the root of the number of other classes among which the logits (N, K) share what is left; the best point's is kept."""
+        gap = self.threat.frank_wolfe_gap(s["x_adv"], s["x"], gradient)
+        if self.loss != "ce":
+            return gap
         shares = logits.masked_fill(F.one_hot(s["y"], logits.shape[1]).bool(), -torch.inf).softmax(1)
-        spread: Tensor = 1 / shares.square().sum(1).sqrt()
-        s["best_spread"] = torch.where(losses > s["best_loss"], spread.to(losses), s["best_spread"])
-        return spread
+        return gap / -torch.expm1(-losses) / shares.square().sum(1).sqrt().to(gap)
 
     def _next_stage(self, s: State) -> None:
         """Rows that have done their part of the steps begin the next one where they did best; nothing carries over but the point."""
@@ -196,6 +193,8 @@ class Apgd(PooledAttack):
         s["best"] = _rows(better, s["x_adv"], s["best"])
         s["best_gradient"] = _rows(better, gradient, s["best_gradient"])
         s["best_loss"] = torch.where(better, losses, s["best_loss"])
+        if self.can_spare:
+            s["best_promise"] = torch.where(better, s["promise"], s["best_promise"])
         s["checked_loss"] = torch.where(begun, s["checked_loss"], s["best_loss"])  # the start is the first thing to improve on
         s["rises"] = s["rises"] + (moved & (losses > s["last_loss"])).long()
         s["last_loss"] = torch.where(new, losses, s["last_loss"])

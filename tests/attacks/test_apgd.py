@@ -258,7 +258,7 @@ def test_rows_of_one_pool_are_in_stages_of_their_own() -> None:
 def hopeless_after(logits: list[list[float]], gaps: list[float], name: str, threshold: float) -> int | None:
     """After how many looks a run is given up: what the rule says in words, of one run, from all it has seen.
 
-    gaps: of the point looked at, and of the best one by turns.
+    gaps: of the points looked at; that of the best one counts as well.
     """
     margins, losses = seen_by(logits, name)
     steps = len(margins)
@@ -269,16 +269,14 @@ def hopeless_after(logits: list[list[float]], gaps: list[float], name: str, thre
         return rises[-1] <= min(rises) and way > 3 * rises[-1] * max((steps - k - 1) / 10, 1)
 
     for k in range({100: 30, 50: 20, 20: 20, 25: 20}[steps], steps - 1, 10):
-        short, best = threshold - max(margins[: k + 1]), int(np.argmax(losses[: k + 1]))
-        gap = max(gaps[2 * k], gaps[2 * k + 1])
-        if name == "ce":
-            shared = {j: np.exp(logits[j][1:]) for j in (k, best)}
-            gaps_of = {k: gaps[2 * k], best: gaps[2 * k + 1]} if best != k else {k: gap}
-            ways = [g / (1 - np.exp(-losses[j])) * shared[j].sum() / np.sqrt((shared[j] ** 2).sum()) for j, g in gaps_of.items()]
-            gap = max(ways)
+        short, promises = threshold - max(margins[: k + 1]), []
+        for j in (k, int(np.argmax(losses[: k + 1]))):
+            others = np.exp(logits[j][1:])
+            in_logits = others.sum() / np.sqrt((others**2).sum()) / (1 - np.exp(-losses[j])) if name == "ce" else 1
+            promises.append(gaps[j] * in_logits)
         way = short if name == "ce" else (threshold if name in ("margin", "targeted") else 0) - max(losses[: k + 1])
         far = slow(margins, k, short) and (name == "ce" or slow(losses, k, way)) and short > max(margins[: k + 1]) - min(margins[: k + 1])
-        if far and way > 8 * gap:
+        if far and way > 8 * max(promises):
             return k + 1
     return None
 
@@ -296,13 +294,13 @@ class Told(Surrogate):
 
 
 def walk(seed: int) -> tuple[list[list[float]], list[float]]:
-    """Logits of four classes for every look of a run whose margin towards class 1 rises ever more slowly, and the gaps, two a look."""
+    """Logits of four classes for every look of a run whose margin towards class 1 rises ever more slowly, and their gaps."""
     draw = np.random.default_rng(seed)
     level, pace = draw.choice([0.6, 2.0, 6.0]), draw.choice([3.0, 10.0, 40.0])
     way = -level - draw.choice([0.2, 1.0, 4.0]) * np.exp(-np.arange(STEPS) / pace) + 0.005 * draw.normal(size=STEPS)
     other = way + draw.choice([-3.0, 0.4]) * draw.random(STEPS)
-    fall = np.exp(-np.arange(2 * STEPS) / draw.choice([30.0, 1e9]))
-    gaps = level * draw.choice([0.01, 0.3, 1.0]) * (1 + draw.random(2 * STEPS)) * fall
+    fall = np.exp(-np.arange(STEPS) / draw.choice([15.0, 1e9]))
+    gaps = level * draw.choice([0.01, 0.3, 1.0]) * (1 + draw.random(STEPS)) * fall
     return [[0.0, a, b, -level - 9] for a, b in zip(way, other, strict=True)], gaps.tolist()
 
 
@@ -319,13 +317,8 @@ THRESHOLD = -0.05
 def given_up(seed: int, attack: Apgd, monkeypatch: pytest.MonkeyPatch, *, repeatable: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """(256,) after how many looks a run of the walk is over, whether it is of the sample, and whether it says that it was sampled."""
     logits, gaps = walk(seed)
-    looks, asked = iter(range(STEPS)), {"look": -1}
-
-    def gap(self: Threat, x_adv: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-        at_best = x_adv is state["best"]
-        return torch.full((len(x),), gaps[2 * asked["look"] + at_best], dtype=x.dtype)
-
-    monkeypatch.setattr(Threat, "frank_wolfe_gap", gap)
+    way = iter(gaps)
+    monkeypatch.setattr(Threat, "frank_wolfe_gap", lambda self, x_adv, x, gradient: torch.full((len(x),), next(way), dtype=x.dtype))
     x, y = torch.full((256, 1, 4, 4), 0.5, dtype=torch.float64), torch.zeros(256, dtype=torch.int64)
     draws, cost = Draws(0, torch.arange(256), "hopeless"), Cost()
     surrogate = Told(logits, repeatable=repeatable)
@@ -333,7 +326,6 @@ def given_up(seed: int, attack: Apgd, monkeypatch: pytest.MonkeyPatch, *, repeat
     state = attack.begin(x, y, draws, {"logits": torch.tensor([[0.0, -1.0, -2.0, -3.0]]).expand(256, 4)}, y)
     over = torch.full((256,), -1)
     for look in range(attack.steps):
-        asked["look"] = next(looks)
         attack.advance(surrogate, state, THRESHOLD, draws)
         over = torch.where((over < 0) & state["over"], look + 1, over)
         state["over"] = over >= 0
